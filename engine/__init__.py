@@ -1,0 +1,1 @@
+"""The arithmetic and the storage rules that two or more layers share."""

@@ -1,0 +1,440 @@
+"""What is a domain? One frozen declaration from which everything that names a field is derived.
+
+A `Domain` holds streams (topics with a schema), views (what merges) and reports (what does not). The Spark
+schema, the JSON Schema, the producer's validation, the API's parameters and the documentation all come from it.
+This module imports neither Spark nor Kafka; expressions are SQL text that Spark and DuckDB both understand.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+# Part of every schema hash: raise it when `decode.py` starts to read the same bytes differently.
+DECODE_VERSION = 1
+# Part of every definition hash: raise it when a measure's arithmetic changes.
+MEASURES_VERSION = 1
+
+# Event time may run ahead of Kafka's receive time by this much (the default rule of every stream).
+FUTURE_LIMIT_MINUTES = 5
+FUTURE_RULE = "from_the_future"
+
+# Names the typed log gives to the log position and to its own columns; no event field may carry one of them.
+RESERVED = frozenset(
+    {
+        "topic",
+        "log",
+        "partition",
+        "offset",
+        "kafka_time",
+        "event_time",
+        "problem",
+        "ukey",
+        "crc",
+        "value",
+        "value_bytes",
+    }
+    | {"window_start", "window_end"}
+)
+# Words that DuckDB's grammar keeps for itself (Spark keeps none of them outside of ANSI's reserved mode): expressions name
+# fields without quotes, because the two engines quote differently.
+SQL_WORDS = frozenset(
+    (
+        "all analyse analyze and anti any array as asc asof asymmetric at authorization binary both by case cast "
+        "check collate collation column columns concurrently constraint create cross default deferrable desc "
+        "describe distinct do else end except false fetch for foreign freeze from full generated glob group having "
+        "ilike in initially inner intersect into is isnull join lambda lateral leading left like limit map natural "
+        "not notnull null offset on only or order outer overlaps pivot pivot_longer pivot_wider placing positional "
+        "primary qualify references returning right select semi show similar some struct summarize symmetric table "
+        "tablesample then to trailing true try_cast tuple union unique unpack unpivot using variadic verbose when "
+        "where window with"
+    ).split()
+)
+GRAINS = {"1 minute": 60, "5 minutes": 300, "15 minutes": 900, "1 hour": 3600, "1 day": 86400}
+MEASURE_KINDS = ("count", "sum", "min", "max", "avg", "stddev", "first", "last", "distinct")
+
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
+_FIELD = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,62}")
+_TOPIC = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}")
+_DECIMAL = re.compile(r"DECIMAL\((\d+),\s*(\d+)\)")
+_SCALARS = ("STRING", "BIGINT", "INT", "DOUBLE", "BOOLEAN", "TIMESTAMP", "ARRAY<STRING>")
+
+
+class DeclarationError(ValueError):
+    """A domain file says something that cannot work; the message names the place, the value and the way out."""
+
+
+def decimal_of(sql_type: str) -> tuple[int, int] | None:
+    """Return (precision, scale) of a DECIMAL type, else None."""
+    found = _DECIMAL.fullmatch(sql_type)
+    return (int(found[1]), int(found[2])) if found else None
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A column of a view that merges: `kind` over `columns` (several form one struct), of the rows where `where`."""
+
+    kind: str
+    columns: tuple[str, ...] = ()
+    where: str | None = None
+
+
+def count(where: str | None = None) -> Measure:
+    """Count the rows."""
+    return Measure("count", (), where)
+
+
+def sum_of(column: str, where: str | None = None) -> Measure:
+    """Sum of integers or decimals; NULL is neutral, the sum of nothing is NULL."""
+    return Measure("sum", (column,), where)
+
+
+def min_of(column: str, where: str | None = None) -> Measure:
+    """Smallest value."""
+    return Measure("min", (column,), where)
+
+
+def max_of(column: str, where: str | None = None) -> Measure:
+    """Largest value."""
+    return Measure("max", (column,), where)
+
+
+def avg(column: str, where: str | None = None) -> Measure:
+    """Mean, kept as an exact sum and a count."""
+    return Measure("avg", (column,), where)
+
+
+def stddev(column: str, where: str | None = None) -> Measure:
+    """Sample deviation, kept as exact n, s and q and shown about a pivot."""
+    return Measure("stddev", (column,), where)
+
+
+def first(*columns: str, where: str | None = None) -> Measure:
+    """Value of the earliest row by (event time, log position); several columns form one struct."""
+    return Measure("first", columns, where)
+
+
+def last(*columns: str, where: str | None = None) -> Measure:
+    """Value of the latest row by (event time, log position); several columns form one struct."""
+    return Measure("last", columns, where)
+
+
+def distinct(column: str, where: str | None = None) -> Measure:
+    """Number of different values, estimated by an HLL sketch (2^12 registers, about 1.6 % standard error)."""
+    return Measure("distinct", (column,), where)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A topic and the schema of its events.
+
+    Args:
+        topic: Kafka topic; belongs to one domain.
+        columns: field name → SQL type, in order.
+        key: field whose text is the Kafka key.
+        time: field with the event time, or None for Kafka's own timestamp.
+        unique: fields that identify an event.
+        required: fields that must be present and not null, besides key, time and unique.
+        rules: name → SQL condition; a row for which it is not TRUE gets the name as its problem.
+        duplicate_window: W, in offsets.
+        generator: (random source, event time in epoch ms) → one event as a dict ready for JSON.
+        weight: how often the producer picks this topic, relative to the others of its domain.
+    """
+
+    topic: str
+    columns: Mapping[str, str]
+    key: str
+    unique: tuple[str, ...]
+    time: str | None = None
+    required: tuple[str, ...] = ()
+    rules: Mapping[str, str] = field(default_factory=dict)
+    duplicate_window: int = 100_000
+    partitions: int = 3
+    generator: Callable[[Random, int], dict[str, Any]] | None = field(default=None, compare=False, repr=False)
+    weight: float = field(default=1.0, compare=False)
+
+    def __post_init__(self) -> None:
+        where = f"stream '{self.topic}'"
+        if not _TOPIC.fullmatch(self.topic):
+            raise DeclarationError(f"{where}: a topic name is letters, digits, '.', '_' and '-'")
+        for name, sql_type in self.columns.items():
+            if name.lower() in SQL_WORDS:
+                raise DeclarationError(f"{where} column '{name}': a word of SQL; rename the field")
+            if not _FIELD.fullmatch(name) or name.lower() in RESERVED:
+                raise DeclarationError(f"{where} column '{name}': reserved or not a plain identifier; rename the field")
+            dec = decimal_of(sql_type)
+            if sql_type not in _SCALARS and dec is None:
+                raise DeclarationError(
+                    f"{where} column '{name}': type {sql_type} is none of {', '.join(_SCALARS)}, DECIMAL(p,s)"
+                )
+            if dec and not 0 <= dec[1] <= dec[0] <= 28:
+                raise DeclarationError(
+                    f"{where} column '{name}': {sql_type} needs 0 <= scale <= precision <= 28, else its sum overflows"
+                )
+        if len({name.lower() for name in self.columns}) != len(self.columns):
+            raise DeclarationError(f"{where}: two columns differ only in upper and lower case")
+        for name in (self.key, *self.unique, *self.required, *([self.time] if self.time else [])):
+            if name not in self.columns:
+                raise DeclarationError(f"{where}: '{name}' is not one of its columns: {', '.join(self.columns)}")
+        if not self.unique or self.duplicate_window < 1 or self.partitions < 1:
+            raise DeclarationError(f"{where}: unique, duplicate_window and partitions must not be empty or below 1")
+        if not 0 < self.weight < 1e6:
+            raise DeclarationError(f"{where}: weight {self.weight} is not above 0 and below a million")
+        if self.time and self.columns[self.time] != "TIMESTAMP":
+            raise DeclarationError(
+                f"{where}: event time '{self.time}' must be TIMESTAMP, not {self.columns[self.time]}"
+            )
+        for rule in self.rules:
+            if not _NAME.fullmatch(rule) or rule in ("malformed", "duplicate", FUTURE_RULE):
+                raise DeclarationError(f"{where} rule '{rule}': reserved or not a lower-case identifier")
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """Fields whose absence makes an event malformed, in the order of the columns."""
+        must = {self.key, *self.unique, *self.required, *([self.time] if self.time else [])}
+        return tuple(name for name in self.columns if name in must)
+
+    @property
+    def all_rules(self) -> dict[str, str]:
+        """Rules in the order in which they are judged, the default rule last."""
+        future = f"event_time <= kafka_time + INTERVAL {FUTURE_LIMIT_MINUTES} MINUTE"
+        return {**self.rules, FUTURE_RULE: future}
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Every value that `problem` can take, in the order of precedence."""
+        return ("malformed", *self.all_rules, "duplicate")
+
+    @property
+    def schema_hash(self) -> str:
+        """16 hex digits; equal exactly when the same bytes give the same typed rows."""
+        return _hash(
+            {
+                "topic": self.topic,
+                "columns": list(self.columns.items()),
+                "time": self.time,
+                "unique": self.unique,
+                "needed": self.needed,
+                "window": self.duplicate_window,
+                "rules": list(self.all_rules.items()),
+                "decode": DECODE_VERSION,
+            }
+        )
+
+    def json_schema(self) -> dict[str, Any]:
+        """JSON Schema (2020-12) of one event; what it refuses is `malformed`."""
+        properties = {name: _json_type(sql_type, name not in self.needed) for name, sql_type in self.columns.items()}
+        return {
+            "$schema": "https://json-schema.org/draft/2020-12/schema",
+            "title": self.topic,
+            "type": "object",
+            "required": list(self.needed),
+            "properties": properties,
+            "additionalProperties": True,
+        }
+
+
+@dataclass(frozen=True)
+class View:
+    """Measures of one or more streams, grouped by dimensions and, where `every` is set, by event-time windows.
+
+    Args:
+        name: also the name in the API and of the plain folder.
+        streams: where the rows come from; a dimension or column must exist in each of them.
+        by: dimensions; besides columns, `topic` may be one.
+        every: window width, one of GRAINS, or None.
+        measures: name → Measure.
+        show: name → SQL over shown columns; derived at reading, never merged.
+        explode: an ARRAY<STRING> column among `by` whose distinct values each get the row.
+    """
+
+    name: str
+    streams: tuple[Stream, ...]
+    by: tuple[str, ...]
+    measures: Mapping[str, Measure]
+    every: str | None = None
+    show: Mapping[str, str] = field(default_factory=dict)
+    explode: str | None = None
+
+    def __post_init__(self) -> None:
+        where = f"view '{self.name}'"
+        if not _NAME.fullmatch(self.name) or not self.streams or not self.measures:
+            raise DeclarationError(f"{where}: needs a lower-case name, a stream and a measure")
+        if self.every is not None and self.every not in GRAINS:
+            raise DeclarationError(f"{where}: every '{self.every}' is none of {', '.join(GRAINS)}")
+        names = [*self.by, *self.measures, *self.show, *(("window_start", "window_end") if self.every else ())]
+        if len(set(names)) != len(names):
+            raise DeclarationError(f"{where}: a name occurs twice among dimensions, measures and shown columns")
+        for name in (*self.measures, *self.show):
+            if not _NAME.fullmatch(name) or "__" in name or name in SQL_WORDS:
+                raise DeclarationError(f"{where} '{name}': a lower-case identifier without '__', no SQL word, is wanted")
+        for dimension in self.by:
+            self.type_of(dimension)
+        if self.explode and (self.explode not in self.by or self.type_of(self.explode) != "ARRAY<STRING>"):
+            raise DeclarationError(f"{where}: explode '{self.explode}' must be an ARRAY<STRING> among its dimensions")
+        for name, measure in self.measures.items():
+            self._check_measure(name, measure)
+
+    def _check_measure(self, name: str, measure: Measure) -> None:
+        where = f"view '{self.name}': measure '{name}'"
+        if measure.kind not in MEASURE_KINDS:
+            raise DeclarationError(
+                f"{where}: '{measure.kind}' does not merge; use {', '.join(MEASURE_KINDS)}, or move it to a report"
+            )
+        types = [self.type_of(column) for column in measure.columns]
+        if (measure.kind == "count" and types) or (measure.kind not in ("count", "first", "last") and len(types) != 1):
+            raise DeclarationError(f"{where}: {measure.kind} takes {'no' if measure.kind == 'count' else 'one'} column")
+        if measure.kind in ("first", "last") and not types:
+            raise DeclarationError(f"{where}: {measure.kind} takes at least one column")
+        if measure.kind in ("sum", "avg", "stddev") and any(
+            t not in ("INT", "BIGINT") and not decimal_of(t) for t in types
+        ):
+            raise DeclarationError(f"{where}: {measure.kind} of {types[0]} is not exact; use BIGINT or DECIMAL(p,s)")
+        if measure.kind == "stddev" and (decimal_of(types[0]) or (19, 0))[0] > 14:
+            raise DeclarationError(
+                f"{where}: stddev needs a column of precision <= 14, not {types[0]}; use DECIMAL(14,s)"
+            )
+
+    def type_of(self, column: str) -> str:
+        """SQL type of a column or dimension of this view; the same in all its streams."""
+        if column == "topic":
+            return "STRING"
+        types = {stream.columns.get(column) for stream in self.streams}
+        if len(types) != 1 or None in types:
+            raise DeclarationError(
+                f"view '{self.name}': column '{column}' is not the same in {', '.join(s.topic for s in self.streams)}"
+            )
+        return str(types.pop())
+
+    def dimension_type(self, dimension: str) -> str:
+        """SQL type of a dimension as stored: an exploded array holds its elements."""
+        return "STRING" if dimension == self.explode else self.type_of(dimension)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Columns that identify a stored row: dimensions, then the window."""
+        return (*self.by, "window_start", "window_end") if self.every else self.by
+
+    @property
+    def definition_hash(self) -> str:
+        """16 hex digits; only partials of equal hash are ever combined."""
+        return _hash(
+            {
+                "name": self.name,
+                "by": self.by,
+                "every": self.every,
+                "explode": self.explode,
+                "measures": [(n, m.kind, m.columns, m.where) for n, m in self.measures.items()],
+                "show": list(self.show.items()),
+                "schemas": [stream.schema_hash for stream in self.streams],
+                "arithmetic": MEASURES_VERSION,
+            }
+        )
+
+
+@dataclass(frozen=True)
+class Report:
+    """Batch-only SQL for what does not merge.
+
+    Args:
+        name: also the name in the API and of its folder.
+        by: columns of the result that can be filtered on.
+        sql: over one table per topic (its good rows; `-` and `.` in a topic become `_`) and over earlier reports.
+        checks: name → SQL over the report (as table `report`) that gives one BOOLEAN; FALSE or NULL holds it back.
+    """
+
+    name: str
+    by: tuple[str, ...]
+    sql: str
+    checks: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise DeclarationError(f"report '{self.name}': a lower-case identifier is wanted")
+
+
+@dataclass(frozen=True)
+class Domain:
+    """Everything that is said about one kind of data."""
+
+    name: str
+    streams: tuple[Stream, ...]
+    views: tuple[View, ...]
+    reports: tuple[Report, ...] = ()
+    title: str = ""
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise DeclarationError(f"domain '{self.name}': a lower-case identifier is wanted")
+        for what, names in (
+            ("topic", [s.topic for s in self.streams]),
+            ("view or report", [*(v.name for v in self.views), *(r.name for r in self.reports)]),
+        ):
+            if len(set(names)) != len(names):
+                raise DeclarationError(f"domain '{self.name}': a {what} occurs twice among {', '.join(names)}")
+        for view in self.views:
+            for stream in view.streams:
+                if stream not in self.streams:
+                    raise DeclarationError(
+                        f"domain '{self.name}' view '{view.name}': topic '{stream.topic}' is not one of its streams"
+                    )
+
+    @property
+    def topics(self) -> tuple[str, ...]:
+        return tuple(stream.topic for stream in self.streams)
+
+    @property
+    def definition_hash(self) -> str:
+        """16 hex digits over all views and streams: what a version, an epoch and a process carry."""
+        return _hash(
+            {"views": [v.definition_hash for v in self.views], "streams": [s.schema_hash for s in self.streams]}
+        )
+
+    @property
+    def report_hash(self) -> str:
+        """16 hex digits over the reports; they are recomputed by every batch version and merge with nothing."""
+        return _hash([(r.name, r.by, r.sql, list(r.checks.items())) for r in self.reports])
+
+    def stream(self, topic: str) -> Stream:
+        return next(stream for stream in self.streams if stream.topic == topic)
+
+    def view(self, name: str) -> View:
+        return next(view for view in self.views if view.name == name)
+
+
+def _hash(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _json_type(sql_type: str, nullable: bool) -> dict[str, Any]:
+    dec = decimal_of(sql_type)
+    if dec:
+        bound = 10 ** (dec[0] - dec[1])
+        schema: dict[str, Any] = {
+            "type": ["number"],
+            "exclusiveMinimum": -bound,
+            "exclusiveMaximum": bound,
+            "multipleOf": 10 ** -dec[1] if dec[1] else 1,
+        }
+    elif sql_type == "BIGINT":
+        schema = {"type": ["integer"], "minimum": -(2**63), "maximum": 2**63 - 1}
+    elif sql_type == "INT":
+        schema = {"type": ["integer"], "minimum": -(2**31), "maximum": 2**31 - 1}
+    elif sql_type == "TIMESTAMP":
+        schema = {
+            "type": ["string", "integer"],
+            "description": "ISO-8601 text (no zone means UTC) or epoch milliseconds",
+        }
+    elif sql_type == "ARRAY<STRING>":
+        schema = {"type": ["array"], "items": {"type": "string"}}
+    else:
+        schema = {"type": [{"STRING": "string", "DOUBLE": "number", "BOOLEAN": "boolean"}[sql_type]]}
+    if nullable:
+        schema["type"] = [*schema["type"], "null"]
+    return schema
