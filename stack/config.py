@@ -1,0 +1,167 @@
+"""What does each server read? Renders var/conf from hadoop.env and conf/, the very files that Compose uses.
+
+Only host names, ports and folders differ from those files; every other value is taken as it stands.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from xml.sax.saxutils import escape
+
+from stack.settings import HOST, Settings, StackError
+
+HADOOP_FILES = ("core-site.xml", "hdfs-site.xml")
+SERVER_LOG = "log4j.rootLogger=INFO, console\n"
+TOOLS_LOG = "log4j.rootLogger=ERROR, console\n"  # an INFO line would garble the tables that tools print
+APPENDER = (
+    "log4j.appender.console=org.apache.log4j.ConsoleAppender\n"
+    "log4j.appender.console.target=System.err\n"
+    "log4j.appender.console.layout=org.apache.log4j.PatternLayout\n"
+    "log4j.appender.console.layout.ConversionPattern=%d{ISO8601} %p %c{2}: %m%n\n"
+)
+
+
+def write_config(settings: Settings) -> None:
+    """Write the configuration of all services below var/conf."""
+    for name, text in render(settings).items():
+        path = settings.conf / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists() or path.read_text() != text:
+            partial = path.with_name(path.name + ".partial")
+            partial.write_text(text)
+            partial.replace(path)
+
+
+def render(settings: Settings) -> dict[str, str]:
+    """Return path below var/conf → content."""
+    hadoop = hadoop_properties((settings.root / "hadoop.env").read_text(), settings)
+    spark = settings.root / "conf"
+    return {
+        "kafka/zoo.cfg": _properties(zookeeper_properties(settings)),
+        "kafka/server.properties": _properties(
+            kafka_properties((settings.root / "conf" / "kafka.env").read_text(), settings)
+        ),
+        "kafka/log4j.properties": SERVER_LOG + APPENDER,
+        "tools/log4j.properties": TOOLS_LOG + APPENDER,
+        **{f"hadoop/{name}": _xml(hadoop[name]) for name in HADOOP_FILES},
+        "hadoop/log4j.properties": SERVER_LOG + APPENDER,
+        "spark/spark-defaults.conf": spark_defaults((spark / "spark-defaults.conf").read_text(), settings),
+        "spark/log4j2.properties": (spark / "log4j2.properties").read_text(),
+        "spark/metrics.properties": (spark / "metrics.properties").read_text(),
+        "spark/spark-env.sh": "".join(
+            f"export {name}='{value}'\n" for name, value in spark_environment(settings).items()
+        ),
+    }
+
+
+def hadoop_properties(text: str, settings: Settings) -> dict[str, dict[str, str]]:
+    """Read hadoop.env and put native addresses and folders in. Returns file → key → value.
+
+    Raises:
+        StackError: a line that the apache/hadoop image would not understand.
+    """
+    files: dict[str, dict[str, str]] = {name: {} for name in HADOOP_FILES}
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        match = re.fullmatch(r"([A-Z-]+\.XML)_([^=]+)=(.*)", line.strip())
+        if not match or match[1].lower() not in files:
+            raise StackError(
+                f"hadoop.env line {number}: {line!r} is not CORE-SITE.XML_key=value or HDFS-SITE.XML_key=value"
+            )
+        files[match[1].lower()][match[2]] = match[3]
+    files["core-site.xml"] |= {
+        "fs.defaultFS": settings.hdfs_url,
+        "hadoop.tmp.dir": str(settings.tmp / "hadoop"),
+    }
+    files["hdfs-site.xml"] |= {
+        "dfs.namenode.name.dir": (settings.data / "nn").as_uri(),
+        "dfs.datanode.data.dir": (settings.data / "dn").as_uri(),
+        "dfs.namenode.rpc-bind-host": HOST,
+        "dfs.namenode.http-address": f"{HOST}:{settings.port('NAMENODE_UI_PORT')}",
+        "dfs.datanode.address": f"{HOST}:{settings.port('DATANODE_PORT')}",
+        "dfs.datanode.http.address": f"{HOST}:{settings.port('DATANODE_HTTP_PORT')}",
+        "dfs.datanode.ipc.address": f"{HOST}:{settings.port('DATANODE_IPC_PORT')}",
+        "dfs.datanode.hostname": "localhost",
+    }
+    return files
+
+
+def kafka_properties(text: str, settings: Settings) -> dict[str, str]:
+    """Read conf/kafka.env (KAFKA_A_B=v is a.b=v) and put native addresses and folders in."""
+    pairs = (line.split("=", 1) for line in text.splitlines() if line.startswith("KAFKA_"))
+    properties = {name.removeprefix("KAFKA_").lower().replace("_", "."): value.strip() for name, value in pairs}
+    return properties | {
+        "zookeeper.connect": f"{HOST}:{settings.port('ZOOKEEPER_PORT')}",
+        "listeners": f"PLAINTEXT://{HOST}:{settings.port('KAFKA_PORT')}",
+        "advertised.listeners": f"PLAINTEXT://localhost:{settings.port('KAFKA_PORT')}",
+        "log.dirs": str(settings.data / "kafka"),
+    }
+
+
+def zookeeper_properties(settings: Settings) -> dict[str, str]:
+    """ZooKeeper on loopback. Its admin server would take 8080 on all addresses, so it is off."""
+    return {
+        "dataDir": str(settings.data / "zk"),
+        "clientPort": str(settings.port("ZOOKEEPER_PORT")),
+        "clientPortAddress": HOST,
+        "tickTime": "1000",  # ZooKeeper grants no session timeout below 2 ticks; Kafka asks for 3000 ms
+        "admin.enableServer": "false",
+        "4lw.commands.whitelist": "srvr,ruok",
+        "autopurge.snapRetainCount": "3",
+        "autopurge.purgeInterval": "24",
+    }
+
+
+def spark_defaults(template: str, settings: Settings) -> str:
+    """The template with absolute paths, temporary folders below var/ and this stack's HDFS."""
+    changed = {
+        "spark.jars": ",".join(str(jar) for jar in sorted((settings.lib / "spark").glob("*.jar"))),
+        "spark.hadoop.fs.defaultFS": settings.hdfs_url,
+        "spark.executorEnv.PYTHONPATH": str(settings.root),
+        "spark.executorEnv.HADOOP_USER_NAME": "hadoop",
+        "spark.local.dir": str(settings.tmp / "spark"),
+    }
+    lines = []
+    for line in template.splitlines():
+        key, _, value = line.partition(" ")
+        if key in changed:
+            line = f"{key}  {changed.pop(key)}"
+        elif key.endswith(".extraJavaOptions"):
+            line = f"{key}  {value.strip()} -Djava.io.tmpdir={settings.tmp / 'spark-local'}"
+        lines.append(line)
+    return "\n".join([*lines, *(f"{key}  {value}" for key, value in changed.items()), ""])
+
+
+def spark_environment(settings: Settings) -> dict[str, str]:
+    """What Spark's scripts and daemons need in their environment, also when a user starts them by hand."""
+    return {
+        "SPARK_LOCAL_IP": HOST,  # the web pages would listen on all addresses without it
+        "SPARK_LOCAL_DIRS": str(settings.tmp / "spark"),
+        "SPARK_WORKER_DIR": str(settings.tmp / "spark-work"),
+        "PYSPARK_PYTHON": settings.python,
+        "HADOOP_USER_NAME": "hadoop",
+    }
+
+
+def spark_home() -> Path:
+    """The folder of the installed PySpark, found without importing it.
+
+    Raises:
+        StackError: PySpark is not installed for this Python.
+    """
+    spec = importlib.util.find_spec("pyspark")
+    if spec is None or not spec.submodule_search_locations:
+        raise StackError("PySpark: not installed for this Python; run: make setup")
+    return Path(spec.submodule_search_locations[0])
+
+
+def _properties(pairs: dict[str, str]) -> str:
+    return "".join(f"{key}={value}\n" for key, value in pairs.items())
+
+
+def _xml(pairs: dict[str, str]) -> str:
+    rows = (f"  <property><name>{escape(k)}</name><value>{escape(v)}</value></property>\n" for k, v in pairs.items())
+    return f'<?xml version="1.0"?>\n<configuration>\n{"".join(rows)}</configuration>\n'

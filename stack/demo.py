@@ -1,0 +1,156 @@
+"""The main job, natively: starts the stack and all layers, sends events, runs a batch, proves the answers equal.
+
+    make demo                  or: python -m stack.demo [--domain learning] [--events 20000]
+
+Leaves everything running with a gentle producer; `make down` stops it, `make reset` wipes it too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from typing import Any
+
+from stack import layers, lifecycle
+from stack.services import SERVICES
+from stack.settings import ROOT, Settings, StackError, load
+
+SHARES = ("--duplicates", "0.02", "--late", "0.01", "--broken", "0.005", "--future", "0.001")
+INGEST_EVERY = "5 seconds"
+BATCH_EVERY = "10m"
+DEADLINE = 240.0
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--domain", default=os.environ.get("DOMAIN") or "learning", help="domain; several by comma, or all [DOMAIN]"
+    )
+    parser.add_argument("--events", type=int, default=20_000, help="events sent at full speed before the batch run")
+    parser.add_argument("--free-ports", action="store_true", help="choose free ports instead of the usual ones")
+    parser.add_argument("--once", action="store_true", help="stop everything at the end instead of leaving it running")
+    args = parser.parse_args(argv)
+    try:
+        return run(args)
+    except StackError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ninterrupted; what runs keeps running: make status, make down", file=sys.stderr)
+        return 130
+
+
+def run(args: argparse.Namespace) -> int:
+    began = time.monotonic()
+    settings = lifecycle.up(load(), free=args.free_ports, say=say)
+    for line in layers.stop(settings):
+        say(line)
+    domain = ("--domain", args.domain)
+    port = os.environ.get("SERVING_PORT") or "8000"
+    url = f"http://127.0.0.1:{port}"
+    step(began, "starting the layers on the Spark master")
+    layers.start(settings, "serving", (*domain, "--port", port))
+    layers.start(settings, "ingest", (*domain, "--trigger-interval", INGEST_EVERY))
+    layers.start(settings, "stream", domain)
+    step(began, f"sending {args.events:,} events at full speed, with duplicates, late, broken and future ones")
+    script(settings, "producer.py", *domain, "--rate", "0", "--count", str(args.events), "--metrics-port", "0", *SHARES)
+    step(began, "waiting until they are in the master dataset")
+    wait_for(url, lambda ledger: behind(ledger, "ingest") == 0, "ingest", settings)
+    step(began, "batch run")
+    script(settings, "batch_layer.py", *domain)
+    step(began, "sending 2,000 more, which only the speed layer has seen")
+    script(settings, "producer.py", *domain, "--rate", "1000", "--count", "2000", "--metrics-port", "0", *SHARES)
+    wait_for(
+        url,
+        lambda ledger: behind(ledger, "stream") == 0 and all(d["version"] for d in ledger["domains"]),
+        "stream",
+        settings,
+    )
+    step(began, "recounting the raw log with DuckDB")
+    exact = subprocess.run(
+        [sys.executable, "-m", "engine.verify", *domain, "--url", url],
+        cwd=ROOT,
+        env=layers.client_environment(settings),
+        check=False,
+    ).returncode
+    if not args.once:
+        layers.start(settings, "producer", (*domain, "--rate", os.environ.get("MSGS_PER_SEC") or "10", *SHARES))
+        layers.start(settings, "batch", (*domain, "--every", BATCH_EVERY))
+    board(settings, url, get(f"{url}/v1/ledger"), began)
+    if args.once:
+        layers.stop(settings)
+        lifecycle.down(settings, say)
+    return 1 if exact else 0
+
+
+def script(settings: Settings, name: str, *arguments: str) -> None:
+    """Run a script of the project to its end."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / name), *arguments], cwd=ROOT, env=layers.client_environment(settings), check=False
+    )
+    if done.returncode:
+        raise StackError(f"{name} {' '.join(arguments)}: exit {done.returncode}")
+
+
+def wait_for(url: str, reached: Any, layer: str, settings: Settings) -> dict[str, Any]:
+    """Ask the ledger until `reached`; StackError with the layer's log after the deadline."""
+    deadline = time.monotonic() + DEADLINE
+    while time.monotonic() < deadline:
+        ledger = get(f"{url}/v1/ledger")
+        if ledger.get("domains") and reached(ledger):
+            return ledger
+        time.sleep(0.5)
+    raise StackError(f"{layer} did not get there within {DEADLINE:.0f} s; see {layers.log_file(settings, layer)}")
+
+
+def behind(ledger: dict[str, Any], layer: str) -> int:
+    """Return the offsets that a layer still has to do, over all partitions; -1 if it is not known yet."""
+    lags = [p["lag"].get(layer) for d in ledger["domains"] for p in d["partitions"]]
+    return -1 if not lags or None in lags else sum(lags)
+
+
+def get(url: str) -> dict[str, Any]:
+    """Return a JSON answer, or {} while nobody answers."""
+    try:
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            return dict(json.load(answer))
+    except (urllib.error.URLError, OSError, ValueError):
+        return {}
+
+
+def board(settings: Settings, url: str, ledger: dict[str, Any], began: float) -> None:
+    """Print where everything is, and what to do next."""
+    say("")
+    say(f"{'service':<14}url")
+    for service in SERVICES:
+        say(f"{service.name:<14}{service.url(settings)}")
+    say(f"{'dashboard':<14}{url}/")
+    say(f"{'producer':<14}http://localhost:{os.environ.get('PRODUCER_METRICS_PORT') or '8082'}/metrics")
+    for domain in ledger.get("domains", []):
+        events = domain["events"]
+        say(
+            f"\n{domain['domain']}: version {domain['version']}, {events['merged']:,} events = {events['batch']:,} by batch + {events['speed']:,} by speed; "
+            f"quarantine {sum(domain['quarantined'].values()):,}; ledger {'balanced' if domain['balanced'] else 'NOT BALANCED'}"
+        )
+    say(f"\nall this took {time.monotonic() - began:.0f} s. Next:")
+    say(f"  curl '{url}/v1/views/daily_logins?every=all'      an answer, and up to which offset it is true")
+    say(f"  python -m engine.verify --url {url}      prove every view again, now")
+    say("  make down                                          stop (data stays); make reset wipes it")
+
+
+def step(began: float, text: str) -> None:
+    say(f"[{time.monotonic() - began:5.0f} s] {text}")
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
