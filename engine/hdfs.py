@@ -1,0 +1,126 @@
+"""How do we speak to HDFS? A few verbs with bounded retries, through hdfs-native (no JVM).
+
+`rename` is the RPC `rename2` without the OVERWRITE option, the same call as `FileContext.rename(…, Rename.NONE)`:
+it refuses an existing target, file or folder. It is never retried here, because its answer can be lost after it
+happened; who publishes has to look (see `engine.log.publish`).
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import hdfs_native
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+RETRY_SECONDS = 40.0
+
+
+class HdfsUnavailable(RuntimeError):
+    """HDFS did not answer within the retries; a restart heals once it is back."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file or folder: absolute path, whether it is a folder, bytes, modification time in epoch ms."""
+
+    path: str
+    is_folder: bool
+    length: int
+    modified_ms: int
+
+    @property
+    def name(self) -> str:
+        return self.path.rsplit("/", 1)[1]
+
+
+class Hdfs:
+    """A connection to one HDFS, as the user in HADOOP_USER_NAME."""
+
+    def __init__(self, url: str, user: str) -> None:
+        self.url = url
+        os.environ.setdefault("HADOOP_USER_NAME", user)
+        self._client = hdfs_native.Client(url, {"dfs.client.use.datanode.hostname": "true"})
+
+    def list(self, path: str, recursive: bool = False) -> list[Entry]:
+        """Return what lies in a folder, sorted by path; a folder that is not there is empty."""
+        try:
+            found = self._retry(f"list {path}", lambda: list(self._client.list_status(path, recursive)))
+        except FileNotFoundError:
+            return []
+        return sorted((_entry(status) for status in found), key=lambda entry: entry.path)
+
+    def status(self, path: str) -> Entry | None:
+        """Return the entry of a path, or None if nothing is there."""
+        try:
+            return _entry(self._retry(f"status of {path}", lambda: self._client.get_file_info(path)))
+        except FileNotFoundError:
+            return None
+
+    def read(self, path: str) -> bytes:
+        """Return a whole file. Raises FileNotFoundError."""
+        return bytes(self._retry(f"read {path}", lambda: self._client.read(path).read()))
+
+    def open_parquet(self, path: str) -> pq.ParquetFile:
+        """Open a Parquet file; only what is asked for is read. Raises FileNotFoundError."""
+        return self._retry(f"open {path}", lambda: pq.ParquetFile(pa.PythonFile(self._client.read(path), mode="r")))
+
+    def create(self, path: str, data: bytes) -> None:
+        """Write a new file with its parent folders. Raises FileExistsError; a half-written file is never left open."""
+        parent = path.rsplit("/", 1)[0]
+
+        def write() -> None:
+            self.mkdirs(parent)
+            with self._client.create(path) as out:
+                out.write(data)
+
+        self._retry(f"write {path}", write)
+
+    def mkdirs(self, path: str) -> None:
+        """Make a folder and its parents; one that is there already is fine."""
+        self._retry(f"mkdir {path}", lambda: self._client.mkdirs(path, 0o755, True))
+
+    def delete(self, path: str, recursive: bool = False) -> bool:
+        """Delete; False if nothing was there."""
+        try:
+            return bool(self._retry(f"delete {path}", lambda: self._client.delete(path, recursive)))
+        except FileNotFoundError:
+            return False
+
+    def rename(self, source: str, target: str) -> None:
+        """Move without overwriting. Raises FileExistsError, FileNotFoundError, or OSError/RuntimeError if in doubt."""
+        try:
+            self._client.rename(source, target, overwrite=False)
+        except Exception as error:
+            # Some refusals come as a plain RuntimeError that carries the name of the Java exception.
+            if "FileAlreadyExists" in str(error) and not isinstance(error, FileExistsError):
+                raise FileExistsError(target) from error
+            raise
+
+    def _retry(self, what: str, call: Callable[[], Any]) -> Any:
+        deadline = time.monotonic() + RETRY_SECONDS
+        pause = 0.1
+        while True:
+            try:
+                return call()
+            except (FileNotFoundError, FileExistsError, PermissionError):
+                raise
+            except (OSError, RuntimeError) as error:
+                if "AlreadyBeingCreated" in str(error) or "FileAlreadyExists" in str(error):
+                    raise FileExistsError(what) from error
+                if time.monotonic() + pause > deadline:
+                    reason = str(error).splitlines()[0][:200]
+                    raise HdfsUnavailable(
+                        f"HDFS_URL={self.url}: cannot {what}: {reason}; see `python -m stack status`"
+                    ) from error
+            time.sleep(pause * (0.5 + random.random()))
+            pause = min(pause * 2, 5.0)
+
+
+def _entry(status: Any) -> Entry:
+    return Entry("/" + status.path.lstrip("/"), bool(status.isdir), int(status.length), int(status.modification_time))

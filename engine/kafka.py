@@ -1,0 +1,282 @@
+"""What does Kafka say about its logs: topics, ids, ranges, single records? And what do Kafka's own tools see of us?
+
+Everything that asks Kafka outside Spark's source goes through here, with kafka-python and with bounded waits.
+Clients of this module may be shared by threads.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import random
+import time
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+import structlog
+from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
+from kafka.admin import ConfigResource, ConfigResourceType
+from kafka.errors import KafkaError, RetriableError
+from kafka.protocol.consumer import OffsetSpec
+from kafka.structs import OffsetAndMetadata
+
+from engine.domain import Stream
+from engine.settings import Settings
+
+REQUEST_SECONDS = 10.0
+# Kafka refuses a record whose own timestamp runs ahead of the broker's clock by more than this.
+TOPIC_CONFIG = {"cleanup.policy": "delete", "message.timestamp.after.max.ms": "3600000"}
+
+_UNKNOWN_TOPIC, _ALREADY_EXISTS, _INVALID_CONFIG = 3, 36, 40
+_T = TypeVar("_T")
+
+log = structlog.get_logger(__name__)
+
+
+class KafkaUnreachable(ConnectionError):
+    """Kafka gives no answer; one line with the address and the way out."""
+
+
+class TopicRefused(ValueError):
+    """The topic cannot be a log of ours, such as a compacted one; one line with its name and the way out."""
+
+
+def admin(settings: Settings, timeout: float = 5.0) -> KafkaAdminClient:
+    """Connect an admin client, trying for `timeout` seconds.
+
+    Raises:
+        KafkaUnreachable: nothing answered.
+    """
+    return _connected(KafkaAdminClient, settings, timeout, request_timeout_ms=int(REQUEST_SECONDS * 1000))
+
+
+class Reader:
+    """Reads single records and asks for ranges; it has no group and commits nothing.
+
+    Each record is read by a new KafkaConsumer, because an old one may answer from what it fetched ahead before the
+    topic became another one; and topics are asked of an admin client, because a consumer asks without a time limit.
+    """
+
+    def __init__(self, settings: Settings, timeout: float) -> None:
+        self.admin = admin(settings, timeout)
+        self._settings, self._timeout = settings, timeout
+
+    def read(self, tp: TopicPartition, offset: int) -> Any:
+        """Return the first record at or after `offset`, or None when none came in time."""
+        client = _connected(
+            KafkaConsumer,
+            self._settings,
+            self._timeout,
+            group_id=None,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            allow_auto_create_topics=False,
+            request_timeout_ms=int(REQUEST_SECONDS * 1000),
+        )
+        try:
+            client.assign([tp])
+            client.seek(tp, offset)
+            deadline = time.monotonic() + REQUEST_SECONDS
+            while time.monotonic() < deadline:
+                for record in client.poll(timeout_ms=500, max_records=1).get(tp, ()):
+                    return record
+            return None
+        finally:
+            client.close(autocommit=False, timeout_ms=1000)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.admin.close()
+
+
+def consumer(settings: Settings, timeout: float = 5.0) -> Reader:
+    """Connect what `record_at` and `log_ranges` read with.
+
+    Raises:
+        KafkaUnreachable: nothing answered.
+    """
+    return Reader(settings, timeout)
+
+
+def ensure_topics(settings: Settings, streams: Iterable[Stream], timeout: float = 30.0) -> None:
+    """Create what is missing and wait until every partition has a leader.
+
+    Raises:
+        KafkaUnreachable: nothing answered, or a partition got no leader in `timeout` seconds.
+        TopicRefused: a topic is compacted, or Kafka does not want to create it.
+    """
+    wanted = {stream.topic: stream.partitions for stream in streams}
+    client = admin(settings)
+    try:
+        deadline = time.monotonic() + timeout
+        while waiting := _not_ready(client, settings, wanted):
+            if time.monotonic() > deadline:
+                raise KafkaUnreachable(f"topics {', '.join(waiting)}: no leader for every partition in {timeout:g} s")
+            # Asked again and again: a topic that is still being deleted "already exists" and then vanishes.
+            absent = {topic: wanted[topic] for topic, code in waiting.items() if code == _UNKNOWN_TOPIC}
+            if absent:
+                _create(client, settings, absent)
+            time.sleep(0.1)
+        resources = [ConfigResource(ConfigResourceType.TOPIC, topic, {"cleanup.policy": None}) for topic in wanted]
+        told = _answer(lambda: client.describe_configs(resources, config_filter="all"), settings)
+        for topic, config in told.get("topic", {}).items():
+            policy = str(config.get("cleanup.policy", {}).get("value") or "delete")
+            if "compact" in policy:
+                raise TopicRefused(
+                    f"topic '{topic}': cleanup.policy={policy} removes records within the log, nothing stays exact; "
+                    f"set cleanup.policy=delete or use another topic"
+                )
+    finally:
+        client.close()
+
+
+def topic_ids(client: KafkaAdminClient, topics: Iterable[str]) -> dict[str, str]:
+    """Ids of the topics, written as Kafka's tools write them; a topic that does not exist is left out."""
+    told = _answer(lambda: client.describe_topics(list(topics)))
+    ids = {topic["name"]: uuid.UUID(str(topic["topic_id"])) for topic in told if not topic["error_code"]}
+    return {topic: _id_text(value) for topic, value in ids.items() if value.int}
+
+
+def log_ranges(client: KafkaAdminClient | Reader, topics: Iterable[str]) -> dict[str, dict[int, tuple[int, int]]]:
+    """Earliest offset and end offset (exclusive) of every partition; a topic that does not exist is left out."""
+    names = list(topics)
+    asked = client.admin if isinstance(client, Reader) else client
+
+    def ask() -> dict[str, dict[int, tuple[int, int]]]:
+        partitions = [
+            TopicPartition(topic["name"], partition["partition_index"])
+            for topic in asked.describe_topics(names)
+            if not topic["error_code"]
+            for partition in topic["partitions"]
+        ]
+        starts, ends = (
+            asked.list_partition_offsets(dict.fromkeys(partitions, spec), timeout_ms=int(REQUEST_SECONDS * 1000))
+            if partitions
+            else {}
+            for spec in (OffsetSpec.EARLIEST, OffsetSpec.LATEST)
+        )
+        ranges: dict[str, dict[int, tuple[int, int]]] = {}
+        for tp in sorted(partitions):
+            ranges.setdefault(tp.topic, {})[tp.partition] = (starts[tp].offset, ends[tp].offset)
+        return ranges
+
+    return _answer(ask)
+
+
+def record_at(
+    reader: Reader, topic: str, partition: int, offset: int
+) -> tuple[int, int, bytes | None, bytes | None] | None:
+    """Return (offset, timestamp in ms, key, value) of one record, or None when the log does not hold it (any more).
+
+    Raises:
+        KafkaUnreachable: the log holds it, but it did not come in time.
+    """
+    start, end = log_ranges(reader, [topic]).get(topic, {}).get(partition, (0, 0))
+    if not start <= offset < end:
+        return None
+    record = _answer(lambda: reader.read(TopicPartition(topic, partition), offset))
+    if record is None:
+        raise KafkaUnreachable(
+            f"topic '{topic}' partition {partition}: offset {offset} not read in {REQUEST_SECONDS:g} s"
+        )
+    return (record.offset, record.timestamp, record.key, record.value) if record.offset == offset else None
+
+
+def publish_lag(client: KafkaAdminClient, group: str, ends: Mapping[str, Mapping[int, int]]) -> None:
+    """Commit `ends` (topic → partition → end offset) for `group`, so that Kafka's tools show our lag.
+
+    Display only, never read back: a failure is one line at debug level.
+    """
+    offsets = {
+        TopicPartition(topic, partition): OffsetAndMetadata(offset, "", -1)
+        for topic, partitions in ends.items()
+        for partition, offset in partitions.items()
+    }
+
+    def ask() -> None:
+        for error in client.alter_group_offsets(group, offsets).values():
+            if error.errno:
+                raise error
+
+    try:
+        if offsets:
+            _answer(ask, patience=3.0)
+    except (KafkaError, KafkaUnreachable, OSError, RuntimeError) as error:
+        log.debug("lag not published", group=group, error=repr(error))
+
+
+def _connected(client: type[_T], settings: Settings, timeout: float, **config: Any) -> _T:
+    # One attempt: kafka-python itself tries again until bootstrap_timeout_ms, with back-off and jitter.
+    instance: Any = object.__new__(client)
+    try:
+        instance.__init__(
+            bootstrap_servers=settings.kafka_bootstrap_servers.split(","),
+            bootstrap_timeout_ms=int(timeout * 1000),
+            reconnect_backoff_max_ms=1000,
+            **config,
+        )
+    except (KafkaError, OSError) as error:
+        instance._closed = False  # a client that never connected would keep its thread and socket for ever
+        with contextlib.suppress(AttributeError, KafkaError, OSError):
+            instance.close()
+        raise _unreachable(settings, error) from None
+    return instance  # type: ignore[no-any-return]
+
+
+def _answer(ask: Callable[[], _T], settings: Settings | None = None, patience: float = 15.0) -> _T:
+    deadline = time.monotonic() + patience
+    pause = 0.1
+    while True:
+        try:
+            return ask()
+        except (RetriableError, OSError) as error:
+            if isinstance(error, KafkaUnreachable):
+                raise
+            if time.monotonic() + pause > deadline:
+                raise _unreachable(settings, error) from error
+            time.sleep(pause * random.uniform(0.5, 1.0))
+            pause = min(2 * pause, 2.0)
+
+
+def _unreachable(settings: Settings | None, error: Exception) -> KafkaUnreachable:
+    where = f" at {settings.kafka_bootstrap_servers}" if settings else ""
+    reason = " ".join(str(error).split())[:120] or type(error).__name__
+    return KafkaUnreachable(
+        f"Kafka does not answer{where} ({reason}); start it with 'python -m stack up' or set KAFKA_BOOTSTRAP_SERVERS"
+    )
+
+
+def _not_ready(client: KafkaAdminClient, settings: Settings, wanted: Mapping[str, int]) -> dict[str, int]:
+    """Topics that cannot be used yet, with Kafka's error code (0: a partition without a leader)."""
+    told = {topic["name"]: topic for topic in _answer(lambda: client.describe_topics(list(wanted)), settings)}
+    return {
+        topic: told[topic]["error_code"] if topic in told else _UNKNOWN_TOPIC
+        for topic in wanted
+        if topic not in told
+        or told[topic]["error_code"]
+        or any(partition["leader_id"] < 0 for partition in told[topic]["partitions"])
+    }
+
+
+def _create(client: KafkaAdminClient, settings: Settings, topics: Mapping[str, int]) -> None:
+    for config in (TOPIC_CONFIG, {"cleanup.policy": "delete"}):  # the second for brokers that do not know the first
+        wanted = {
+            topic: {"num_partitions": partitions, "replication_factor": 1, "configs": config}
+            for topic, partitions in topics.items()
+        }
+        told = _answer(lambda wanted=wanted: client.create_topics(wanted, raise_errors=False), settings)  # type: ignore[misc]
+        failed = {t["name"]: t for t in told["topics"] if t["error_code"] not in (0, _ALREADY_EXISTS)}
+        if not failed:
+            return
+        topics = {topic: topics[topic] for topic in failed}
+        if any(t["error_code"] != _INVALID_CONFIG for t in failed.values()):
+            break
+    topic, answer = next(iter(failed.items()))
+    reason = answer.get("error_message") or f"error code {answer['error_code']}"
+    raise TopicRefused(f"topic '{topic}': Kafka does not create it: {reason}")
+
+
+def _id_text(value: uuid.UUID) -> str:
+    """Kafka's `Uuid.toString`: base64url without padding, 22 characters."""
+    return base64.urlsafe_b64encode(value.bytes).decode().rstrip("=")

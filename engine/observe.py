@@ -1,0 +1,127 @@
+"""What does a layer tell its operator? Log lines, a stop signal, an exit code.
+
+Log lines carry counts and offsets, never payloads, keys or secrets.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import structlog
+from py4j.protocol import Py4JError
+
+from engine.settings import Settings
+
+EXIT_FAULT = 1  # a named fault that a restart does not heal
+EXIT_USAGE = 2  # a wrong setting or flag
+EXIT_AGAIN = 75  # start me again: another definition, a dead service (EX_TEMPFAIL of sysexits.h)
+
+# A micro-batch may take this long to finish after a stop signal.
+STOP_SECONDS = 120
+
+
+class StartAgain(RuntimeError):
+    """The process must be started again (exit 75); the message says why."""
+
+
+class Stop:
+    """True once SIGTERM or SIGINT asked the process to finish what it is doing and leave."""
+
+    def __init__(self) -> None:
+        self._asked = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._ask)
+
+    def __bool__(self) -> bool:
+        return self._asked
+
+    def _ask(self, *_: Any) -> None:
+        self._asked = True
+
+    def sleep(self, seconds: float) -> None:
+        """Sleep, but not past a stop signal."""
+        deadline = time.monotonic() + seconds
+        while not self._asked and time.monotonic() < deadline:
+            time.sleep(min(0.2, max(0.0, deadline - time.monotonic())))
+
+
+def start_logging(settings: Settings) -> None:
+    """Send structured log lines to standard error."""
+    level = logging.getLevelName(settings.log_level)
+    renderer: Any = (
+        structlog.processors.JSONRenderer()
+        if settings.log_format == "json"
+        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    )
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+
+
+@contextmanager
+def exit_codes(
+    usage: tuple[type[Exception], ...], faults: tuple[type[Exception], ...], again: tuple[type[Exception], ...]
+) -> Iterator[None]:
+    """Turn an operator's mistake, a named fault or "start me again" into one line and its exit code; a bug keeps its traceback."""
+    try:
+        yield
+    except usage as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_USAGE)
+    except faults as error:
+        print(f"fault: {error}", file=sys.stderr)
+        sys.exit(EXIT_FAULT)
+    except again as error:
+        print(f"start again: {error}", file=sys.stderr)
+        sys.exit(EXIT_AGAIN)
+
+
+def await_queries(queries: list[Any], stop: Stop, failures: list[BaseException]) -> None:
+    """Wait until a streaming query ends; on a stop signal let the others finish their micro-batch first.
+
+    Args:
+        failures: what a `foreachBatch` raised, kept there because Spark only passes its text on.
+
+    Raises:
+        What the micro-batch raised, else Spark's own StreamingQueryException.
+    """
+    try:
+        while not stop and all(query.isActive for query in queries):
+            queries[0].awaitTermination(1)
+        deadline = time.monotonic() + STOP_SECONDS
+        while (
+            any(query.isActive and query.status["isTriggerActive"] for query in queries) and time.monotonic() < deadline
+        ):
+            time.sleep(0.1)
+        for query in queries:
+            query.stop()
+            if not failures and query.exception():
+                raise query.exception()
+    except (Py4JError, ConnectionError):
+        # The signal went to the whole process group: the JVM left first, and whatever it was doing will be replayed.
+        if not stop:
+            raise
+    except Exception:
+        if failures:
+            raise failures[0] from None
+        raise
+    if failures:
+        raise failures[0]
+
+
+def stop_spark(spark: Any) -> None:
+    """Stop Spark; a JVM that left before is fine."""
+    with suppress(Py4JError, ConnectionError):
+        spark.stop()

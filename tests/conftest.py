@@ -1,0 +1,60 @@
+"""What all tiers share: a local Spark, and one native stack on free ports for the tests that need services."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from pyspark.sql import SparkSession
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
+    """A Spark without any service, set up like the layers' own."""
+    from engine import settings
+    from engine.session import spark_session
+
+    os.environ["SPARK_LOCAL_IP"] = "127.0.0.1"
+    os.environ["SPARK_CONF_DIR"] = str(ROOT / "conf")
+    conf = {
+        "spark.hadoop.fs.defaultFS": "file:///",
+        "spark.ui.enabled": "false",
+        "spark.sql.shuffle.partitions": "2",
+        "spark.jars": "",
+    }
+    session = spark_session("unit", settings.load({"spark_master": "local[2]"}, environ={}, env_file=None), conf)
+    yield session
+    session.stop()
+    # A later session of this process (integration tests start the layers as processes) must not inherit this one.
+    os.environ.pop("SPARK_CONF_DIR", None)
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A running native stack: the environment in which clients find it, and its folder."""
+
+    env: dict[str, str]
+    var: Path
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """Real ZooKeeper, Kafka, HDFS and Spark on free ports; stopped and wiped at the end."""
+    from stack import lifecycle
+    from stack import settings as stack_settings
+    from stack.services import environment
+
+    var = tmp_path_factory.mktemp("stack")
+    environ = {**os.environ, "HIGHWATER_VAR": str(var)}
+    running = lifecycle.up(stack_settings.load(environ), free=True)
+    try:
+        yield Stack({**environment(running), "HIGHWATER_VAR": str(var), "PYTHONPATH": str(ROOT)}, var)
+    finally:
+        lifecycle.down(running)
+        shutil.rmtree(var, ignore_errors=True)
