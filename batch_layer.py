@@ -1,0 +1,107 @@
+"""Batch layer: folds all history into one immutable version of every view and report.
+
+    spark-submit batch_layer.py --domain learning           one run
+    python batch_layer.py --domain learning --every 10m     again and again
+    … --full            fold all typed events anew;   --full --typed   parse the raw log anew, too
+
+Reads    /data/master_dataset (raw segments), the parent version, the ends of the speed layer's epochs.
+Writes   /data/events/<schema hash>/topic=/log=/partition=/<base>.parquet  typed events, one row per raw row
+         /data/batch_views/_versions/<domain>/<version>/{manifest.json, <view>/part-*, <report>/part-*}
+         /data/batch_views/<view>/part-*.parquet  plain copy of the newest version, for any reader
+Promises raw → decode → rules → duplicates → typed log; choose H, an epoch's end → fold the offsets below H → all views
+         and reports in one directory rename. Of two runs at once one wins, the other says so and exits 0. Incremental,
+         --full and --full --typed give equal rows. A failed check holds back that report alone.
+Exit     0 done or nothing new; 1 a named fault; 2 a wrong setting; 75 start again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+
+import structlog
+from pyspark.sql import SparkSession
+
+import domains
+from engine import build, observe, versions
+from engine.domain import DeclarationError, Domain
+from engine.events import RowsDiffer, extend_typed, forget_typed
+from engine.hdfs import Hdfs, HdfsUnavailable
+from engine.horizon import choose_horizon
+from engine.log import MasterWentBack, OffsetGap, covers
+from engine.session import spark_session
+from engine.settings import Settings, SettingsError, add_flags, from_args
+
+_log = structlog.get_logger("batch")
+
+
+def run(spark: SparkSession, fs: Hdfs, domain: Domain, settings: Settings, full: bool, typed: bool) -> None:
+    """One batch run of one domain."""
+    started = time.monotonic()
+    parent = versions.newest(fs, domain.name, domain.definition_hash)
+    if typed:
+        forget_typed(fs, domain)
+    rows = {stream.topic: extend_typed(spark, fs, stream, settings.hdfs_url) for stream in domain.streams}
+    _log.info(
+        "typed", domain=domain.name, rows=sum(rows.values()), topics=rows, ms=round((time.monotonic() - started) * 1000)
+    )
+
+    log = build.typed_log(fs, domain)
+    chain, epochs = build.newest_chain(fs, domain)
+    horizon = choose_horizon(build.heads(log), parent.horizon, chain, epochs, build.utc_now())
+    if not covers(build.heads(log), parent.horizon):
+        raise MasterWentBack(
+            f"MASTER_WENT_BACK domain {domain.name}: version {parent.version} lies beyond the typed log; restore the master dataset"
+        )
+    same = (
+        parent.version
+        and horizon == parent.horizon
+        and parent.definition_hash == domain.definition_hash
+        and parent.report_hash == domain.report_hash
+    )
+    if same and not full:
+        _log.info("nothing new", domain=domain.name, version=parent.version)
+    else:
+        version = build.version(spark, fs, domain, settings.hdfs_url, parent, horizon, log, full)
+        if version is None:
+            _log.info("another run was first", domain=domain.name, version=parent.version + 1)
+        else:
+            held = [name for name, report in version.reports.items() if report["status"] == "held"]
+            ms = round((time.monotonic() - started) * 1000)
+            _log.info("published", domain=domain.name, version=version.version, events=version.events, held=held, ms=ms)
+    build.refresh_plain_folders(fs, domain)
+    pruned = build.prune(fs, domain, settings.keep_versions)
+    if any(pruned.values()):
+        _log.info("pruned", domain=domain.name, **pruned)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_flags(parser, {"domain": (), "batch_interval": "--every", "keep_versions": ()})
+    parser.add_argument(
+        "--full", action="store_true", help="fold all typed events anew instead of adding to the newest version"
+    )
+    parser.add_argument("--typed", action="store_true", help="with --full: parse the raw log anew, too")
+    again = (observe.StartAgain, HdfsUnavailable, RowsDiffer)
+    with observe.exit_codes((SettingsError, DeclarationError), (OffsetGap, MasterWentBack), again):
+        args = parser.parse_args(argv)
+        settings = from_args(args)
+        chosen = domains.named(settings.domain)
+        if args.typed and not args.full:
+            raise SettingsError("--typed: allowed only together with --full")
+        observe.start_logging(settings)
+        stop = observe.Stop()
+        fs = Hdfs(settings.hdfs_url, settings.hadoop_user_name)
+        spark = spark_session("highwater-batch", settings)
+        while not stop:
+            for domain in chosen:
+                run(spark, fs, domain, settings, args.full, args.typed)
+            if not settings.batch_interval:
+                break
+            stop.sleep(settings.batch_interval)
+        observe.stop_spark(spark)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

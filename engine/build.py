@@ -1,0 +1,294 @@
+"""How is a batch version made? Views, reports and a manifest in staging, then one directory rename that may be lost."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+import structlog
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from engine import chain as chain_of
+from engine import fold, versions
+from engine.chain import Chain, Epoch
+from engine.domain import Domain, Stream
+from engine.events import Ranges, RowsDiffer, read_typed, typed_root
+from engine.hdfs import Hdfs
+from engine.log import STAGING, LogReader, Partition, Partitions, Position, offset_in, position
+from engine.versions import VIEWS, Manifest
+
+# The digest of a partition is the sum over its rows of CRC-32(value) × (offset mod this prime + 1): it sees edited,
+# lost, doubled and swapped rows, and two ranges add up to their union.
+DIGEST_PRIME = 1_000_003
+
+_log = structlog.get_logger("engine.build")
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+def typed_log(fs: Hdfs, domain: Domain) -> Partitions:
+    """Return the typed partitions of every topic of a domain."""
+    return {s.topic: LogReader(fs, typed_root(s)).partitions([s.topic])[s.topic] for s in domain.streams}
+
+
+def heads(log: Partitions) -> Position:
+    return position(log, lambda partition: partition.head)
+
+
+def newest_chain(fs: Hdfs, domain: Domain) -> tuple[Chain | None, list[Epoch]]:
+    """Return the newest chain of this definition with the footers of its consecutive epochs."""
+    known = [c for c in chain_of.chains(fs, domain.name) if c.definition_hash == domain.definition_hash]
+    if not known:
+        return None, []
+    return known[-1], chain_of.epochs(fs, domain.name, known[-1].number)
+
+
+def version(
+    spark: SparkSession,
+    fs: Hdfs,
+    domain: Domain,
+    url: str,
+    parent: Manifest,
+    horizon: Position,
+    log: Partitions,
+    full: bool,
+) -> Manifest | None:
+    """Build and commit the version after `parent` at a horizon; None if another run committed it first.
+
+    Raises:
+        RowsDiffer: the typed log did not give the rows that were planned.
+    """
+    number = parent.version + 1
+    staging = f"{STAGING}/version-{domain.name}-{number}-{utc_now():%Y%m%dT%H%M%S%f}"
+    everything = {s.topic: _ranges(log[s.topic], s.topic, horizon, {}) for s in domain.streams}
+    since = {s.topic: _since(s, parent, log, horizon, full) for s in domain.streams}
+    counts, digests, newest = _ledger(spark, url, domain, parent, log, since, full)
+    _check_rows(domain, log, horizon, counts)
+    _register(spark, url, domain, log, since, "new_")
+    _register(spark, url, domain, log, everything, "")
+    built = Manifest(
+        domain=domain.name,
+        version=number,
+        parent=parent.version,
+        horizon=horizon,
+        definition_hash=domain.definition_hash,
+        report_hash=domain.report_hash,
+        schema_hashes={s.topic: s.schema_hash for s in domain.streams},
+        counts=counts,
+        digests=digests,
+        events=sum(p.get("good", 0) for logs in counts.values() for by in logs.values() for p in by.values()),
+        event_time_max=newest,
+        created_at=utc_now().isoformat(),
+    )
+    views = {view.name: _write_view(spark, fs, domain, view.name, url, staging, parent, full) for view in domain.views}
+    reports = _write_reports(spark, fs, domain, url, staging, parent, number)
+    built = dataclasses.replace(built, views=views, reports=reports)
+    fs.create(f"{staging}/manifest.json", built.to_json())
+    fs.mkdirs(f"{versions.VERSIONS}/{domain.name}")
+    try:
+        fs.rename(staging, versions.folder(domain.name, number))
+    except FileExistsError:
+        fs.delete(staging, recursive=True)
+        return None
+    return built
+
+
+def refresh_plain_folders(fs: Hdfs, domain: Domain) -> None:
+    """Bring the plain folder per view up to the served version; a later run finishes what a crash left half done."""
+    number = versions.served(fs, domain.name) or (versions.numbers(fs, domain.name) or [0])[-1]
+    if not number:
+        return
+    manifest = versions.manifest(fs, domain.name, number)
+    for name, entry in manifest.views.items():
+        plain, marker = f"{VIEWS}/{name}", f"{VIEWS}/{name}/_version-{number:010d}"
+        if fs.status(marker):
+            continue
+        staged = f"{STAGING}/plain-{name}-{number}"
+        fs.delete(staged, recursive=True)
+        fs.mkdirs(staged)
+        for file in entry["files"]:
+            fs.create(f"{staged}/{file}", fs.read(f"{versions.folder(domain.name, number)}/{name}/{file}"))
+        fs.create(f"{staged}/_version-{number:010d}", b"")
+        old = f"{STAGING}/plain-old-{name}-{utc_now():%Y%m%dT%H%M%S%f}"
+        try:
+            if fs.status(plain):
+                fs.rename(plain, old)
+            fs.rename(staged, plain)
+        except (FileExistsError, FileNotFoundError):
+            continue  # another run is doing the same
+        finally:
+            fs.delete(old, recursive=True)
+
+
+def prune(fs: Hdfs, domain: Domain, keep: int) -> dict[str, int]:
+    """Delete versions beyond `keep` (not the served one, nor one a chain starts from) and epochs behind the oldest kept H."""
+    known = versions.numbers(fs, domain.name)
+    chains = chain_of.chains(fs, domain.name)
+    in_use = {versions.served(fs, domain.name), *(c.version for c in chains[-1:])}
+    manifests = [versions.manifest(fs, domain.name, number) for number in known]
+    wanted = in_use | {entry["version"] for m in manifests[-keep:] for entry in m.reports.values()}
+    gone = [number for number in known[:-keep] if number not in wanted]
+    for number in gone:
+        fs.delete(versions.folder(domain.name, number), recursive=True)
+    kept = [m for m in manifests if m.version not in gone]
+    pruned = {"versions": len(gone), "epochs": 0, "chains": 0}
+    for number, chain in enumerate(chains):
+        epochs = chain_of.epochs(fs, domain.name, chain.number)
+        below = [chain_of.fits(chain, epochs, m.horizon, m.version) for m in kept]
+        fitting = [count for count in below if count is not None]
+        if not fitting and number < len(chains) - 1:
+            fs.delete(chain.folder, recursive=True)
+            pruned["chains"] += 1
+            continue
+        for epoch in epochs[: min([*fitting, len(epochs) - 1]) if fitting else 0]:  # the last one holds the chain's end
+            fs.delete(chain_of.epoch_path(domain.name, chain.number, epoch.number))
+            pruned["epochs"] += 1
+    return pruned
+
+
+def _ranges(
+    partitions: Mapping[str, Mapping[str, Partition]], topic: str, horizon: Position, start: Position
+) -> Ranges:
+    ranges = {}
+    for lg, by in partitions.items():
+        for p, partition in by.items():
+            begin = max(partition.origin, offset_in(start, topic, lg, p, partition.origin))
+            end = min(partition.head, offset_in(horizon, topic, lg, p, partition.origin))
+            if begin < end:
+                ranges[lg, p] = (begin, end)
+    return ranges
+
+
+def _since(stream: Stream, parent: Manifest, log: Partitions, horizon: Position, full: bool) -> Ranges:
+    continues = not full and parent.schema_hashes.get(stream.topic) == stream.schema_hash
+    return _ranges(log[stream.topic], stream.topic, horizon, parent.horizon if continues else {})
+
+
+def _register(
+    spark: SparkSession, url: str, domain: Domain, log: Partitions, ranges: Mapping[str, Ranges], prefix: str
+) -> None:
+    good = {}
+    for stream in domain.streams:
+        rows = read_typed(spark, url, stream, log[stream.topic], ranges[stream.topic])
+        good[stream.topic] = rows.where("problem IS NULL")
+    fold.register_good_rows(good, prefix)
+
+
+def _ledger(
+    spark: SparkSession,
+    url: str,
+    domain: Domain,
+    parent: Manifest,
+    log: Partitions,
+    since: Mapping[str, Ranges],
+    full: bool,
+) -> tuple[dict[str, Any], dict[str, Any], str | None]:
+    """Count the folded rows by problem, add up digests, find the newest event time; per topic, log and partition."""
+    frames = []
+    for stream in domain.streams:
+        rows = read_typed(spark, url, stream, log[stream.topic], since[stream.topic])
+        frames.append(
+            rows.select(
+                "topic",
+                "log",
+                "partition",
+                F.coalesce("problem", F.lit("good")).alias("problem"),
+                "offset",
+                "crc",
+                "event_time",
+            )
+        )
+    union = frames[0]
+    for frame in frames[1:]:
+        union = union.unionByName(frame)
+    weighted = F.expr(f"CAST(crc AS DECIMAL(20,0)) * CAST(`offset` % {DIGEST_PRIME} + 1 AS DECIMAL(10,0))")
+    newest_good = F.max(F.expr("CASE WHEN problem = 'good' THEN unix_micros(event_time) END"))
+    found = union.groupBy("topic", "log", "partition", "problem").agg(
+        F.count("*").alias("rows"), F.sum(weighted).alias("digest"), newest_good.alias("newest")
+    )
+    counts: dict[str, Any] = {}
+    digests: dict[str, Any] = {}
+    times = [parent.event_time_max] if parent.event_time_max and not full else []
+    for stream in domain.streams:
+        if not full and parent.schema_hashes.get(stream.topic) == stream.schema_hash:
+            for lg, by in parent.counts.get(stream.topic, {}).items():
+                counts.setdefault(stream.topic, {})[lg] = {p: dict(c) for p, c in by.items()}
+                digests.setdefault(stream.topic, {})[lg] = dict(parent.digests[stream.topic][lg])
+    for row in found.collect():
+        of = counts.setdefault(row.topic, {}).setdefault(row.log, {}).setdefault(row.partition, {})
+        of[row.problem] = of.get(row.problem, 0) + row.rows
+        sums = digests.setdefault(row.topic, {}).setdefault(row.log, {})
+        sums[row.partition] = str(int(Decimal(sums.get(row.partition, "0")) + row.digest))
+        if row.newest is not None:
+            times.append(datetime.fromtimestamp(row.newest / 1_000_000, UTC).isoformat())
+    return counts, digests, max(times, default=None)
+
+
+def _check_rows(domain: Domain, log: Partitions, horizon: Position, counts: Mapping[str, Any]) -> None:
+    for topic in domain.topics:
+        for lg, by in log[topic].items():
+            for p, partition in by.items():
+                end = offset_in(horizon, topic, lg, p, partition.origin)
+                planned = partition.rows_between(partition.origin, end)
+                got = sum(counts.get(topic, {}).get(lg, {}).get(p, {}).values())
+                if got != planned:
+                    raise RowsDiffer(
+                        f"topic '{topic}' log {lg} partition {p}: {planned} typed rows below offset {end} planned, {got} read"
+                    )
+
+
+def _write_view(
+    spark: SparkSession, fs: Hdfs, domain: Domain, name: str, url: str, staging: str, parent: Manifest, full: bool
+) -> dict[str, Any]:
+    view = domain.view(name)
+    entry = parent.views.get(name)
+    continues = entry is not None and not full and entry["hash"] == view.definition_hash
+    earlier = None
+    if continues and entry and entry["files"]:
+        earlier = spark.read.parquet(
+            *(f"{url}{versions.folder(domain.name, parent.version)}/{name}/{file}" for file in entry["files"])
+        )
+    fresh = fold.partials(spark, view, "new_" if continues else "")
+    rows = fold.merged(spark, view, earlier, fresh)
+    return {
+        "hash": view.definition_hash,
+        **_write(fs, rows.sortWithinPartitions(*view.keys) if view.keys else rows, url, f"{staging}/{name}"),
+    }
+
+
+def _write_reports(
+    spark: SparkSession, fs: Hdfs, domain: Domain, url: str, staging: str, parent: Manifest, number: int
+) -> dict[str, dict[str, Any]]:
+    entries: dict[str, dict[str, Any]] = {}
+    computed = []
+    for report in domain.reports:
+        rows, failed = fold.report_rows(spark, report)
+        computed.append(rows)
+        last_good = parent.reports.get(report.name)
+        if failed:
+            _log.warning("report held back", domain=domain.name, report=report.name, failed_checks=failed)
+            held = last_good or {"rows": 0, "files": [], "bytes": 0, "version": None}
+            entries[report.name] = {**held, "status": "held", "failed_checks": failed}
+        else:
+            entries[report.name] = {
+                **_write(fs, rows, url, f"{staging}/{report.name}"),
+                "status": "ok",
+                "failed_checks": [],
+                "version": number,
+            }
+    for rows in computed:
+        rows.unpersist()
+    return entries
+
+
+def _write(fs: Hdfs, rows: DataFrame, url: str, folder: str) -> dict[str, Any]:
+    rows.write.parquet(f"{url}{folder}")
+    files = [entry for entry in fs.list(folder) if entry.name.endswith(".parquet")]
+    total = sum(fs.open_parquet(entry.path).metadata.num_rows for entry in files)
+    return {"rows": total, "files": [entry.name for entry in files], "bytes": sum(entry.length for entry in files)}

@@ -1,0 +1,240 @@
+"""What has the speed layer counted after the horizon? Chains of epochs, one small file each.
+
+`/data/speed_views/<domain>/<chain, 10 digits>/{chain.json, <epoch, 12 digits>.parquet}`. A chain starts at a
+position; epoch n covers [end(n − 1), end(n)) of every partition. An epoch is committed by one rename that refuses an
+existing name, so of two stream jobs one wins and the other reads again. Its footer says what it covers (`FOOTER`).
+
+An epoch file has a column `kind` and one nullable struct column per view with that view's stored columns, and a
+struct column `keys` (topic, log, partition, ukey, offset) with the unique keys of its valid rows; in each row the
+struct that `kind` names is set.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import structlog
+
+from engine.domain import Domain
+from engine.log import STAGING, FileSystem, Piece, Position, offset_in, publish
+from engine.measures import stored_schema
+
+SPEED = "/data/speed_views"
+KEYS = "keys"
+FOOTER = b"highwater.epoch"
+KEYS_TYPE = pa.struct(
+    [
+        ("topic", pa.string()),
+        ("log", pa.string()),
+        ("partition", pa.string()),
+        ("ukey", pa.string()),
+        ("offset", pa.int64()),
+    ]
+)
+
+_log = structlog.get_logger("engine.chain")
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The start of a chain: it continues `version` at `start` (a position, exclusive), for one definition.
+
+    Args:
+        origins: where the log of each partition of `start` began; a version that is silent about it stands there.
+    """
+
+    domain: str
+    number: int
+    version: int
+    start: Position
+    definition_hash: str
+    created_at: str
+    origins: Position = field(default_factory=dict)
+
+    @property
+    def folder(self) -> str:
+        return chain_folder(self.domain, self.number)
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What the footer of an epoch says: the range it covers and what was in it.
+
+    Args:
+        counts: {topic: {log: {partition: {"good": n, problem: n}}}} of the rows in [start, end).
+        event_time_max: ISO-8601 UTC of the newest good row, or None.
+    """
+
+    number: int
+    start: Position
+    end: Position
+    definition_hash: str
+    counts: dict[str, Any] = field(default_factory=dict)
+    events: int = 0
+    event_time_max: str | None = None
+    created_at: str = ""
+
+
+def chain_folder(domain: str, number: int) -> str:
+    return f"{SPEED}/{domain}/{number:010d}"
+
+
+def epoch_path(domain: str, chain: int, number: int) -> str:
+    return f"{chain_folder(domain, chain)}/{number:012d}.parquet"
+
+
+def chains(fs: Any, domain: str) -> list[Chain]:
+    """Return the chains of a domain, oldest first."""
+    found = []
+    for entry in fs.list(f"{SPEED}/{domain}"):
+        if entry.is_folder and entry.name.isdigit():
+            try:
+                found.append(Chain(**json.loads(fs.read(f"{entry.path}/chain.json"))))
+            except FileNotFoundError:
+                continue  # being deleted
+            except (TypeError, ValueError) as error:
+                _log.error("damaged chain", path=f"{entry.path}/chain.json", error=str(error))
+    return found
+
+
+def epoch_numbers(fs: FileSystem, domain: str, chain: int) -> list[int]:
+    """Return the numbers of the epochs that are there, in order; pruning removes them from the front."""
+    names = (e.name for e in fs.list(chain_folder(domain, chain)) if not e.is_folder)
+    return sorted(int(name[:12]) for name in names if len(name) == 20 and name.endswith(".parquet"))
+
+
+def read_epoch(fs: Any, domain: str, chain: int, number: int) -> tuple[Epoch, pa.Table]:
+    """Return footer and rows of an epoch. Raises FileNotFoundError, or ValueError naming a damaged file."""
+    path = epoch_path(domain, chain, number)
+    try:
+        table = pq.read_table(pa.BufferReader(fs.read(path)))
+        return epoch_footer(table.schema.metadata or {}), table
+    except (pa.ArrowInvalid, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: damaged epoch: {error}") from error
+
+
+def epochs(fs: Any, domain: str, chain: int) -> list[Epoch]:
+    """Return the footers of the consecutive epochs of a chain; a hole ends the list, what lies behind it is unreachable."""
+    found: list[Epoch] = []
+    for number in epoch_numbers(fs, domain, chain):
+        if found and number != found[-1].number + 1:
+            break
+        try:
+            parquet = fs.open_parquet(epoch_path(domain, chain, number))
+        except FileNotFoundError:
+            break
+        found.append(epoch_footer(parquet.schema_arrow.metadata))
+    return found
+
+
+def epoch_footer(metadata: dict[bytes, bytes]) -> Epoch:
+    return Epoch(**json.loads(metadata[FOOTER]))
+
+
+def epoch_file(domain: Domain, epoch: Epoch, views: dict[str, pa.Table], keys: pa.Table) -> bytes:
+    """Return the bytes of an epoch file.
+
+    Args:
+        views: view → rows with the stored columns of that view.
+        keys: rows of KEYS_TYPE.
+    """
+    schema = epoch_schema(domain).with_metadata({FOOTER: json.dumps(asdict(epoch), sort_keys=True).encode()})
+    tables = []
+    for name in (*(view.name for view in domain.views), KEYS):
+        rows = keys if name == KEYS else views[name]
+        if rows.num_rows == 0:
+            continue
+        structs = (
+            rows.select([f.name for f in schema.field(name).type])
+            .cast(pa.schema(list(schema.field(name).type)))
+            .to_struct_array()
+        )
+        columns = [pa.repeat(name, rows.num_rows)]
+        columns += [
+            structs.combine_chunks() if f.name == name else pa.nulls(rows.num_rows, f.type) for f in list(schema)[1:]
+        ]
+        tables.append(pa.table(columns, schema=schema))
+    out = pa.BufferOutputStream()
+    pq.write_table(pa.concat_tables(tables) if tables else schema.empty_table(), out, compression="zstd")
+    return bytes(out.getvalue())
+
+
+def epoch_schema(domain: Domain) -> pa.Schema:
+    views = [pa.field(view.name, pa.struct(list(stored_schema(view)))) for view in domain.views]
+    return pa.schema([pa.field("kind", pa.string()), *views, pa.field(KEYS, KEYS_TYPE)])
+
+
+def rows_of(table: pa.Table, kind: str) -> pa.Table:
+    """Return the rows of one view (or of KEYS) in an epoch table, with that view's own columns."""
+    chosen = table.filter(pa.compute.equal(table["kind"], kind))[kind].combine_chunks()
+    if isinstance(chosen, pa.ChunkedArray):
+        chosen = pa.concat_arrays(chosen.chunks) if chosen.num_chunks else pa.array([], chosen.type)
+    return pa.Table.from_struct_array(chosen)
+
+
+def fits(chain: Chain, epochs: list[Epoch], horizon: Position, version: int) -> int | None:
+    """Return how many of the given epochs lie below a version's horizon, or None if the version does not fit.
+
+    A version fits a chain when its horizon, over the partitions that the chain speaks of, is the chain's start or the
+    end of one of its epochs. Partitions that only the horizon names belong to closed logs, which no chain continues;
+    a partition that the horizon does not name stands at its origin.
+
+    Args:
+        epochs: consecutive epochs of the chain; the front may have been pruned.
+    """
+    if version == 0:
+        return 0 if chain.version == 0 and (not epochs or epochs[0].number == 0) else None
+    start = epochs[0].start if epochs else chain.start
+    for count, boundary in enumerate([start, *(epoch.end for epoch in epochs)]):
+        if _same(boundary, horizon, chain.origins):
+            return count
+    return None
+
+
+def _same(boundary: Position, horizon: Position, origins: Position) -> bool:
+    return all(
+        offset_in(horizon, topic, log, partition, offset_in(origins, topic, log, partition, -1)) == offset
+        for topic, logs in boundary.items()
+        for log, partitions in logs.items()
+        for partition, offset in partitions.items()
+    )
+
+
+def begin(
+    fs: Any, domain: Domain, number: int, version: int, start: Position, origins: Position, created_at: str
+) -> Chain | None:
+    """Commit a new chain by one directory rename; None if another stream job took the number first."""
+    chain = Chain(domain.name, number, version, start, domain.definition_hash, created_at, origins)
+    staged = f"{STAGING}/chain-{domain.name}-{number}-{os.getpid()}-{time.time_ns()}"
+    fs.create(f"{staged}/chain.json", json.dumps(asdict(chain), sort_keys=True).encode())
+    fs.mkdirs(f"{SPEED}/{domain.name}")
+    try:
+        fs.rename(staged, chain.folder)
+    except FileExistsError:
+        fs.delete(staged, recursive=True)
+        return None
+    return chain
+
+
+def append(fs: Any, chain: Chain, number: int, data: bytes, write: Callable[[str, bytes], None]) -> bool:
+    """Commit the bytes of an epoch under its number; False if somebody else was first or it cannot be known.
+
+    Args:
+        write: creates the staged file; `fs.create`, or a faster way for small files.
+    """
+    staged = f"{STAGING}/epoch-{chain.domain}-{chain.number}-{number}-{os.getpid()}-{time.time_ns()}.parquet"
+    target = epoch_path(chain.domain, chain.number, number)
+    write(staged, data)
+    try:
+        return publish(
+            fs, Piece(chain.domain, str(chain.number), "epoch", staged, number, number + 1, len(data)), target
+        )
+    finally:
+        fs.delete(staged)

@@ -1,0 +1,207 @@
+"""Speed layer: counts what came after the batch horizon, one small epoch at a time.
+
+    spark-submit stream_layer.py --domain learning          (or: python stream_layer.py --domain learning)
+
+Reads    every topic of the domain from Kafka, from the end of its chain; typed events, once, for the keys below it.
+Writes   /data/speed_views/<domain>/<chain>/<epoch, 12 digits>.parquet: the partials of all views and the unique keys.
+Keeps    /checkpoints/speed/<domain>, Spark's own notes; thrown away at every start, the chain is the truth.
+Promises trim to the chain's end → decode → rules → duplicates → partial aggregates → one file, one rename. No Spark
+         state, no watermark: late events land in their window. Two stream jobs, a crash at any line or a lost
+         checkpoint neither lose nor double an event. It never writes for a version of another definition.
+Exit     0 stopped; 1 a named fault; 2 a wrong setting; 75 start again (definition_changed, HDFS or Kafka away).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from typing import Any
+
+import pyarrow as pa
+import structlog
+from pyspark.errors import StreamingQueryException
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+import domains
+from engine import chain as chain_of
+from engine import fold, kafka, observe
+from engine.continuity import DataExpired, LogReplaced
+from engine.decode import decode_domain, decoded_columns
+from engine.domain import DeclarationError, Domain
+from engine.hdfs import Hdfs, HdfsUnavailable
+from engine.log import OffsetGap
+from engine.measures import stored_ddl
+from engine.quality import judged
+from engine.session import file_writer, spark_session
+from engine.settings import Settings, SettingsError, add_flags, from_args
+from engine.speed import NewChain, SpeedLog
+
+CHECKPOINTS = "/checkpoints/speed"
+
+_log = structlog.get_logger("stream")
+
+
+class Speed:
+    """One domain's streaming query: what a micro-batch needs to know."""
+
+    def __init__(self, spark: SparkSession, domain: Domain, settings: Settings, failures: list[BaseException]) -> None:
+        self.spark, self.domain, self.settings, self.failures = spark, domain, settings, failures
+        self.log = SpeedLog.open(Hdfs(settings.hdfs_url, settings.hadoop_user_name), domain, settings)
+        self.write = file_writer(spark)
+        fields = [
+            (f"t{n}", ", ".join(f"`{c}`: {t}" for c, t in decoded_columns(s).items()))
+            for n, s in enumerate(domain.streams)
+        ]
+        self.decoded_schema = "topic STRING, log STRING, `partition` STRING, " + ", ".join(
+            f"{n} STRUCT<{inner}>" for n, inner in fields
+        )
+
+    def micro_batch(self, rows: DataFrame, batch: int) -> None:
+        """Commit one micro-batch as one epoch; the loser of a race reads the chain's end again and trims."""
+        try:
+            started = time.monotonic()
+            self.log.follow_versions()
+            decoded = self.decode(rows).persist()
+            typed = self.judge(decoded)
+            positions = self.positions(typed)
+            while (epoch := self.log.next_epoch(positions)) is not None:
+                partials = self.partials(typed, epoch.trim, epoch.duplicates)
+                if self.log.append(epoch, partials, self.write):
+                    self.report(batch, epoch, started)
+                    break
+            decoded.unpersist()
+        except BaseException as error:
+            self.failures.append(error)
+            raise
+
+    def decode(self, rows: DataFrame) -> DataFrame:
+        logs = " ".join(f"WHEN '{topic}' THEN '{lg}'" for topic, lg in self.log.logs.items())
+        text = "try_validate_utf8(CAST(value AS STRING))"
+        # One task: a micro-batch is small, and a single partition needs no shuffle for any view.
+        raw = rows.coalesce(1).selectExpr(
+            "topic",
+            f"CASE topic {logs} END AS log",
+            "CAST(partition AS STRING) AS partition",
+            "offset",
+            "timestamp",
+            f"{text} AS value",
+            f"CASE WHEN {text} IS NULL THEN value END AS value_bytes",
+        )
+        return raw.mapInArrow(decode_domain(self.domain), self.decoded_schema)
+
+    def judge(self, decoded: DataFrame) -> dict[str, DataFrame]:
+        """Return the judged rows of each topic."""
+        streams = enumerate(self.domain.streams)
+        own = {
+            s.topic: decoded.where(f"topic = '{s.topic}'").select("topic", "log", "partition", f"t{n}.*")
+            for n, s in streams
+        }
+        return {topic: judged(rows, self.domain.stream(topic)) for topic, rows in own.items()}
+
+    def positions(self, typed: dict[str, DataFrame]) -> pa.Table:
+        """Return topic, log, partition, offset, ukey, problem, event_time of every row, before duplicates are named."""
+        columns = ("topic", "log", "partition", "offset", "ukey", "problem", "event_time")
+        parts = [rows.select(*columns) for rows in typed.values()]
+        union = parts[0]
+        for part in parts[1:]:
+            union = union.unionByName(part)
+        return union.toArrow()
+
+    def partials(self, typed: dict[str, DataFrame], trim: str | None, duplicates: pa.Table) -> dict[str, pa.Table]:
+        """Fold the good rows to the stored columns of every view, in one job."""
+        spark = next(iter(typed.values())).sparkSession  # a micro-batch has a session of its own
+        good = {}
+        for topic, rows in typed.items():
+            counted = rows.where("problem IS NULL")
+            if trim:
+                counted = counted.where(trim)
+            if duplicates.num_rows:
+                doubles = F.broadcast(spark.createDataFrame(duplicates))
+                counted = counted.join(doubles, ["topic", "partition", "offset"], "left_anti")
+            good[topic] = counted
+        fold.register_good_rows(good, "fresh_")
+        union: DataFrame | None = None
+        for view in self.domain.views:
+            found = fold.partials(spark, view, "fresh_", one_task=True)
+            one = found.select(
+                F.lit(view.name).alias("kind"), F.struct(*found.columns).cast(stored_ddl(view)).alias(view.name)
+            )
+            union = one if union is None else union.unionByName(one, allowMissingColumns=True)
+        assert union is not None
+        table = union.toArrow()
+        if self.settings.show_previews:
+            print(table.slice(0, 5).to_pylist())
+        return {view.name: chain_of.rows_of(table, view.name) for view in self.domain.views}
+
+    def report(self, batch: int, epoch: Any, started: float) -> None:
+        ends = {
+            topic: {int(p): o for p, o in epoch.end.get(topic, {}).get(lg, {}).items()}
+            for topic, lg in self.log.logs.items()
+        }
+        kafka.publish_lag(self.log.admin, f"highwater.stream.{self.domain.name}", ends)
+        ms = round((time.monotonic() - started) * 1000)
+        _log.info(
+            "epoch",
+            domain=self.domain.name,
+            batch=batch,
+            chain=self.log.chain.number,
+            epoch=epoch.number,
+            **epoch.summary,
+            ms=ms,
+        )
+
+    def start(self) -> Any:
+        """Start the query at the chain's end."""
+        checkpoint = f"{CHECKPOINTS}/{self.domain.name}"
+        self.log.fs.delete(checkpoint, recursive=True)
+        return (
+            self.spark.readStream.format("kafka")
+            .option("kafka.bootstrap.servers", self.settings.kafka_bootstrap_servers)
+            .option("subscribe", ",".join(self.domain.topics))
+            .option("startingOffsets", json.dumps(self.log.starting_offsets()))
+            .option("maxOffsetsPerTrigger", self.settings.stream_max_offsets_per_trigger)
+            .option("failOnDataLoss", "true")
+            # A fetch at the end of the log blocks the consumer's next one for this long, partition after partition.
+            .option("kafka.fetch.max.wait.ms", "10")
+            .load()
+            .writeStream.queryName(f"stream-{self.domain.name}")
+            .option("checkpointLocation", f"{self.settings.hdfs_url}{checkpoint}")
+            .trigger(processingTime=f"{int(self.settings.stream_trigger_interval * 1000)} milliseconds")
+            .foreachBatch(self.micro_batch)
+            .start()
+        )
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_flags(parser, ("domain", "stream_trigger_interval", "stream_max_offsets_per_trigger", "show_previews"))
+    usage = (SettingsError, DeclarationError, kafka.TopicRefused)
+    faults = (DataExpired, LogReplaced, OffsetGap, StreamingQueryException)
+    with observe.exit_codes(usage, faults, (observe.StartAgain, HdfsUnavailable, kafka.KafkaUnreachable)):
+        settings = from_args(parser.parse_args(argv))
+        chosen = domains.named(settings.domain)
+        observe.start_logging(settings)
+        kafka.ensure_topics(settings, [stream for domain in chosen for stream in domain.streams])
+        stop = observe.Stop()
+        # Small jobs, many of them: adaptive planning would cost more than it saves.
+        spark = spark_session(
+            "highwater-stream", settings, {"spark.sql.adaptive.enabled": "false", "spark.sql.shuffle.partitions": "2"}
+        )
+        while not stop:
+            failures: list[BaseException] = []
+            speeds = [Speed(spark, domain, settings, failures) for domain in chosen]
+            queries = [speed.start() for speed in speeds]
+            _log.info("started", chains={speed.domain.name: speed.log.chain.number for speed in speeds})
+            try:
+                observe.await_queries(queries, stop, failures)
+            except NewChain as reason:
+                _log.info("new chain", reason=str(reason))
+        _log.info("stopped")
+        observe.stop_spark(spark)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
