@@ -1,0 +1,330 @@
+"""The producer without Kafka: what it mixes, how it paces, what it counts, what it writes to files."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+import sys
+import time
+import urllib.request
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+from random import Random
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import producer
+from domains import DOMAINS
+from engine.domain import DeclarationError, Stream
+from engine.sends import FileSink, Tally, serve_metrics
+from engine.settings import Settings, SettingsError
+from engine.validate import EventRefused, checker
+
+ROOT = Path(__file__).resolve().parents[2]
+START_MS = 1_767_225_600_000
+HOUR_MS = 3_600_000
+STREAMS = list(DOMAINS[0].streams)
+
+
+class NeverStop:
+    def __bool__(self) -> bool:
+        return False
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+
+def mixed(count: int, streams: list[Stream] = STREAMS, **shares: float) -> list[producer.Message]:
+    messages = producer.mix(streams, Settings(**shares), Random(1), lambda number: START_MS)  # type: ignore[arg-type]
+    return list(islice(messages, count))
+
+
+def event_ms(message: producer.Message) -> int:
+    text = message.event["timestamp"].replace("Z", "+00:00")
+    return round(producer.start_time(text).timestamp() * 1000)
+
+
+def run_cli(*flags: str, **environ: str) -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, "producer.py", *flags]
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, env=environ, timeout=60
+    )
+
+
+def test_topics_are_mixed_by_weight() -> None:
+    counts = Counter(message.stream.topic for message in mixed(20_000))
+    total = sum(stream.weight for stream in STREAMS)
+    for stream in STREAMS:
+        assert counts[stream.topic] / 20_000 == pytest.approx(stream.weight / total, abs=0.01)
+
+
+def test_shares_come_out_as_asked() -> None:
+    messages = mixed(20_000, duplicate_share=0.1, late_share=0.2, broken_share=0.05, future_share=0.02)
+    checks = {stream.topic: checker(stream) for stream in STREAMS}
+    seen: set[bytes] = set()
+    kinds: Counter[str] = Counter()
+    for message in messages:
+        offset_ms = event_ms(message) - START_MS
+        if message.value in seen and message.value:
+            kinds["duplicate"] += 1
+            continue
+        seen.add(message.value)
+        try:
+            checks[message.stream.topic](message.value)
+            good = json.loads(message.value) == message.event
+        except (EventRefused, ValueError):
+            good = False
+        kinds["late" if offset_ms < 0 else "future" if offset_ms > 0 else "good" if good else "broken"] += 1
+        assert -3 * 24 * HOUR_MS <= offset_ms <= 0 or HOUR_MS <= offset_ms <= 24 * HOUR_MS
+    for kind, share in (("duplicate", 0.1), ("late", 0.2), ("broken", 0.05), ("future", 0.02)):
+        assert kinds[kind] / 20_000 == pytest.approx(share, abs=0.012), kind
+
+
+def test_a_duplicate_has_the_bytes_and_the_key_of_a_recent_good_event() -> None:
+    where: dict[bytes, tuple[int, bytes]] = {}
+    repeats = 0
+    for number, message in enumerate(mixed(5_000, duplicate_share=0.2)):
+        if message.value in where:
+            earlier, key = where[message.value]
+            assert key == message.key
+            assert number - earlier <= 2 * producer.RECENT + 1
+            repeats += 1
+        else:
+            where[message.value] = (number, message.key)
+    assert 800 < repeats < 1_200
+
+
+def test_a_duplicate_is_never_farther_back_than_the_window() -> None:
+    stream = Stream(
+        "tiny",
+        {"id": "BIGINT"},
+        "id",
+        ("id",),
+        duplicate_window=3,
+        generator=lambda rng, now_ms: {"id": rng.getrandbits(60)},
+    )
+    last: dict[bytes, int] = {}
+    good = 0
+    for message in mixed(2_000, [stream], duplicate_share=0.3):
+        if message.value in last:
+            assert good - last[message.value] <= 3
+        else:
+            good += 1
+            last[message.value] = good
+
+
+def test_a_broken_event_keeps_the_key_of_the_good_one() -> None:
+    for message in mixed(500, broken_share=1.0):
+        assert message.key == message.event[message.stream.key].encode()
+
+
+def test_a_generator_that_breaks_its_own_schema_is_stopped() -> None:
+    stream = Stream(
+        "bad",
+        {"id": "STRING", "price": "DECIMAL(5,2)"},
+        "id",
+        ("id",),
+        generator=lambda rng, now_ms: {"id": "a", "price": 1.005},
+    )
+    with pytest.raises(EventRefused, match=r"topic 'bad': price DECIMAL\(5,2\) cannot hold"):
+        mixed(1, [stream])
+
+
+@pytest.mark.parametrize(
+    ("sql_type", "good", "bad"),
+    [
+        (
+            "DECIMAL(5,2)",
+            ["0", "-999.99", "10.5", "1e2", "10.500", "null"],
+            ["1000", "10.005", '"10"', "1e-3", "true", "{}"],
+        ),
+        ("DECIMAL(3,3)", ["0.123", "-0.999", "0"], ["1", "0.1234"]),
+        ("DECIMAL(4,0)", ["9999", "-1", "1.0"], ["10000", "0.5"]),
+        ("BIGINT", ["0", "-9223372036854775808", "9223372036854775807"], ["9223372036854775808", "1.5", '"3"', "true"]),
+        ("INT", ["2147483647", "-2147483648"], ["2147483648", "-2147483649"]),
+        ("STRING", ['""', '"x"', '"\\u0000"'], ["1", "true", "[]"]),
+        ("DOUBLE", ["1", "1.5", "-1e300"], ['"1"', "1e400", "false"]),
+        ("BOOLEAN", ["true", "false"], ["0", '"true"']),
+        ("ARRAY<STRING>", ["[]", '["a"]'], ["[1]", "[null]", '"a"']),
+        (
+            "TIMESTAMP",
+            [
+                '"2026-01-31T23:59:59Z"',
+                '"2026-01-31 23:59:59.123456789"',
+                '"2026-01-31t00:00:00+0700"',
+                "1767225600000",
+            ],
+            [
+                '"2026-01-31"',
+                '"2026-04-31T00:00:00Z"',
+                '"2026-01-31T23:59:60Z"',
+                '"2026-01-31T00:00:00.1234567891Z"',
+                '"now"',
+                "1.5",
+            ]
+            + ['"9999-12-31T23:59:59-05:00"', '"2026-01-31T00:00:00+24:00"', "true", "253402300800000"],
+        ),
+    ],
+)
+def test_the_check_accepts_only_what_decode_md_calls_good(sql_type: str, good: list[str], bad: list[str]) -> None:
+    check = checker(Stream("t", {"id": "STRING", "v": sql_type}, "id", ("id",)))
+    for text in good:
+        check(f'{{"id":"a","v":{text}}}'.encode())
+    for text in bad:
+        with pytest.raises(EventRefused):
+            check(f'{{"id":"a","v":{text}}}'.encode())
+
+
+def paced(rate: float, count: int, slow: float = 0.0) -> list[float]:
+    moments: list[float] = []
+
+    def send(message: Any) -> None:
+        moments.append(time.monotonic())
+        if slow and len(moments) == count // 2:
+            time.sleep(slow)
+
+    endless: Any = iter(int, 1)
+    producer.run(endless, send, Tally(()), NeverStop(), rate, count)  # type: ignore[arg-type]
+    return moments
+
+
+def test_the_rate_is_kept_evenly() -> None:
+    moments = paced(rate=500, count=251)
+    assert moments[-1] - moments[0] == pytest.approx(0.5, abs=0.1)
+    per_slice = Counter(int((moment - moments[0]) / 0.1) for moment in moments)
+    assert max(per_slice.values()) <= 80
+
+
+def test_a_stall_is_not_caught_up_in_a_burst() -> None:
+    moments = paced(rate=100, count=40, slow=0.5)
+    assert moments[-1] - moments[0] > 0.8
+
+
+def test_full_speed_has_no_pause() -> None:
+    assert paced(rate=0, count=10_000)[-1] - paced(rate=0, count=1)[0] < 2
+
+
+def acknowledge(tally: Tally, topic: str, milliseconds_ago: int) -> None:
+    tally.ack(SimpleNamespace(topic=topic, timestamp=time.time() * 1000 - milliseconds_ago))
+
+
+def test_only_acknowledged_events_are_counted_and_failures_name_topic_and_keys(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tally = Tally(["a", "b"])
+    for topic in ("a", "a", "a", "b", "b"):
+        tally.handed[topic] += 1
+    acknowledge(tally, "a", 3)
+    acknowledge(tally, "b", 3)
+    assert (tally.unfinished, tally.any_failed) == (3, False)
+    tally.fail("a", b"k1", TimeoutError("too late"))
+    tally.fail("a", b"k1", TimeoutError("too late"))
+    assert (tally.unfinished, tally.any_failed) == (1, True)
+    tally.give_up()
+    assert tally.failed == {"a": 2, "b": 1}
+    assert "FAILED: a 2 events of 1 keys, b 1 events" in tally.summary()
+    assert "2 events acknowledged" in tally.summary()
+    said = capsys.readouterr().err
+    assert said == "producer: failed so far: a 1 events of 1 keys; last: too late\n"
+
+
+def test_metrics_and_health_answer() -> None:
+    import socket
+
+    tally = Tally(["a"])
+    tally.handed["a"] += 2
+    acknowledge(tally, "a", 30)
+    acknowledge(tally, "a", 700)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    serve_metrics(tally, "127.0.0.1", port)
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+        lines = answer.read().decode().splitlines()
+    assert 'messages_sent_total{topic="a"} 2.0' in lines
+    assert 'messages_failed_total{topic="a"} 0.0' in lines
+    assert 'send_latency_seconds_bucket{le="0.05"} 1.0' in lines
+    assert "send_latency_seconds_count 2.0" in lines
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
+        assert (answer.status, json.load(answer)["status"]) == (200, "ok")
+
+
+def test_a_busy_metrics_port_is_said_and_does_not_stop_the_run(capsys: pytest.CaptureFixture[str]) -> None:
+    import socket
+
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        serve_metrics(Tally(["a"]), "127.0.0.1", busy.getsockname()[1])
+    assert "set PRODUCER_METRICS_PORT" in capsys.readouterr().err
+
+
+def test_csv_opens_in_a_spreadsheet_with_its_text_intact_and_no_formula(tmp_path: Path) -> None:
+    stream = Stream("t", {"id": "STRING", "n": "BIGINT", "tags": "ARRAY<STRING>"}, "id", ("id",))
+    sink = FileSink("csv", str(tmp_path / "out.csv"), [stream])
+    for text in ("=1+1", "+1", "-1", "@x", "\tx", "\rx", 'Đà "Nẵng", ok'):
+        sink.write("t", b"{}", {"id": text, "n": -5, "tags": ["ă"]})
+    sink.close()
+    written = (tmp_path / "out.csv").read_bytes()
+    assert written.startswith(b"\xef\xbb\xbftopic,id,n,tags\r\n")
+    rows = list(csv.DictReader(io.StringIO(written.decode("utf-8-sig"), newline="")))
+    assert [row["id"] for row in rows] == ["'=1+1", "'+1", "'-1", "'@x", "'\tx", "'\rx", 'Đà "Nẵng", ok']
+    assert {(row["n"], row["tags"]) for row in rows} == {("-5", '["ă"]')}
+
+
+@pytest.mark.parametrize("count", [1, 50])
+def test_json_is_one_unescaped_array_and_jsonl_a_line_each(tmp_path: Path, count: int) -> None:
+    flags = ("--count", str(count), "--seed", "3", "--start", "2026-01-01T00:00:00Z", "--rate", "1000")
+    array = run_cli("--to", "json", "--out", str(tmp_path / "out.json"), *flags)
+    assert (array.returncode, array.stdout) == (0, b"")
+    lines = run_cli("--to", "jsonl", *flags)
+    text = (tmp_path / "out.json").read_text(encoding="utf-8")
+    rows = json.loads(text)
+    assert rows == [json.loads(line) for line in lines.stdout.splitlines()]
+    assert len(rows) == count
+    assert "\\u" not in text
+    assert rows[0]["timestamp"] == "2026-01-01T00:00:00.000Z"
+    assert rows[-1]["timestamp"] == f"2026-01-01T00:00:00.{count - 1:03d}Z"
+    assert f"{count} events acknowledged".encode() in lines.stderr
+    assert b"seed 3" in lines.stderr
+
+
+def test_an_array_of_nothing_is_still_an_array(tmp_path: Path) -> None:
+    FileSink("json", str(tmp_path / "out.json"), STREAMS).close()
+    assert json.loads((tmp_path / "out.json").read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--rate", "fast"], "error: --rate='fast': allowed is a number"),
+        (["--domain", "nosuch"], "error: DOMAIN='nosuch': unknown domain; allowed: learning"),
+        (["--late", "0.6", "--broken", "0.6"], "allowed is a sum of at most 1"),
+        (["--to", "csv", "--broken", "0.1"], "error: --broken=0.1: allowed is 0 with --to csv"),
+        (["--to", "jsonl", "--out", "/nowhere/x.jsonl"], "/nowhere/x.jsonl"),
+        (["--kafka-bootstrap-servers", "localhost:1"], "error: Kafka does not answer at localhost:1"),
+    ],
+)
+def test_an_operator_s_mistake_is_one_line_and_exit_2(flags: list[str], message: str) -> None:
+    done = run_cli(*flags)
+    lines = [line for line in done.stderr.decode().splitlines() if not line.startswith("producer: ")]
+    assert done.returncode == 2
+    assert len(lines) == 1
+    assert message in lines[0]
+
+
+def test_a_wrong_variable_is_named_by_its_variable() -> None:
+    done = run_cli("--to", "jsonl", DUPLICATE_SHARE="2")
+    assert (done.returncode, done.stderr) == (2, b"error: DUPLICATE_SHARE='2': allowed is a number from 0 to 1\n")
+
+
+def test_main_raises_what_the_command_line_prints() -> None:
+    with pytest.raises(SettingsError):
+        producer.main(["--rate", "x"])
+    with pytest.raises(DeclarationError):
+        producer.main(["--domain", "x"])
