@@ -1,0 +1,390 @@
+"""What does each route answer? From checked parameters and one snapshot to the bytes of a reply."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import mimetypes
+import time
+import traceback
+import uuid
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+import structlog
+from fastapi import Request, Response
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from starlette.exceptions import HTTPException
+
+from engine import proof, tail
+from engine.domain import Domain, Report, View
+from engine.log import Partition
+from engine.measures import arrow_type
+from engine.openapi import describe
+from engine.parameters import BadQuery, Params, collected, limit_of, one_of, report_query, time_of, typed, view_query
+from engine.query import Query, fetch_rows, fetch_table, jsonable
+from engine.reply import HEADERS, Problem, body, encode
+from engine.service import Service
+from engine.snapshot import Snapshot
+
+QUARANTINE_COLUMNS = (
+    "domain",
+    "topic",
+    "log",
+    "partition",
+    "offset",
+    "problem",
+    "kafka_time",
+    "event_time",
+    "value",
+    "value_base64",
+)
+
+_log = structlog.get_logger("engine.answers")
+
+
+def json_reply(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    kind = "application/json" if status in (200, 503) and not headers else "application/problem+json"
+    return Response(encode(value), status, {"Cache-Control": "no-store", **(headers or {})}, kind)
+
+
+def none_but(params: Params, *allowed: str) -> dict[str, list[str]]:
+    """Collect parameters of a route that has no columns. Raises BadQuery for any other."""
+    return collected(params, {}, allowed)
+
+
+def catalogue(service: Service) -> dict[str, Any]:
+    """Every view with its freshness, and every report with its columns."""
+    views, reports = [], []
+    for domain in service.domains:
+        current = service.loaders[domain.name].current
+        watch = service.watches[domain.name]
+        for view in domain.views:
+            freshness = None
+            if current is not None:
+                freshness = {
+                    "version": current.manifest.version,
+                    "created_at": current.manifest.created_at,
+                    "coverage_rows": watch.rows_below(current.coverage, [stream.topic for stream in view.streams]),
+                    "staleness_seconds": round(watch.staleness(current, service.clock()), 3),
+                }
+            views.append({**describe(view), "domain": domain.name, "freshness": freshness})
+        for report in domain.reports:
+            table = current.reports.get(report.name) if current else None
+            columns = list(table.schema.names) if table is not None else list(report.by)
+            reports.append({"report": report.name, "domain": domain.name, "columns": columns})
+    return {"views": views, "reports": reports}
+
+
+def ledger(service: Service, params: Params) -> dict[str, Any]:
+    """The balance of one domain, or of all that have a snapshot. Raises Problem 503 if none has."""
+    names = none_but(params, "domain").get("domain")
+    chosen = [service.domain(name) for name in names] if names else service.domains
+    ready = [d for d in chosen if names or service.loaders[d.name].current is not None]
+    if not ready:
+        raise Problem(503, "no domain has a snapshot yet", retry_after=2)
+    now = service.clock()
+    return {"domains": [service.watches[d.name].ledger(service.snapshot(d.name), now) for d in ready]}
+
+
+async def view_rows(service: Service, domain: Domain, view: View, params: Params) -> Response:
+    """One page of a view."""
+    query = view_query(view, params)
+    snapshot, offset = _place(service, domain, query, params)
+    return await _page(service, snapshot, query, _sides(snapshot, view), offset, {})
+
+
+async def report_rows(service: Service, domain: Domain, report: Report, params: Params) -> Response:
+    """One page of a report, with what its checks said."""
+    snapshot = service.snapshot(domain.name)
+    table, said = _report(snapshot, report)
+    query = report_query(report.name, [name for name in report.by if name in table.schema.names], table.schema, params)
+    snapshot, offset = _place(service, domain, query, params)
+    table, said = _report(snapshot, report)
+    status = {name: said.get(name) for name in ("status", "version", "failed_checks")}
+    return await _page(service, snapshot, query, {"report": table}, offset, {"report": status})
+
+
+def _report(snapshot: Snapshot, report: Report) -> tuple[pa.Table, dict[str, Any]]:
+    table = snapshot.reports.get(report.name)
+    if table is None:
+        raise Problem(
+            503,
+            f"no batch version holds report '{report.name}' yet; reports are made by batch_layer.py",
+            retry_after=30,
+        )
+    return table, snapshot.manifest.reports[report.name]
+
+
+def _place(service: Service, domain: Domain, query: Query, params: Params) -> tuple[Snapshot, int]:
+    """Return the snapshot and the offset in its list that a cursor names, else the current one from its start."""
+    token = dict(params).get("cursor")
+    if token is None:
+        return service.snapshot(domain.name), 0
+    value = service.cursors.open(token, query.digest)
+    return service.snapshot(domain.name, value["snapshot"]), int(value["offset"])
+
+
+def _sides(snapshot: Snapshot, view: View) -> dict[str, pa.Table]:
+    return {"batch": snapshot.batch[view.name], "speed": snapshot.speed[view.name]}
+
+
+def _facts(service: Service, snapshot: Snapshot, query: Query) -> dict[str, Any]:
+    """A report speaks of its version's horizon, not of what came after."""
+    if query.view is not None:
+        return service.facts(snapshot)
+    manifest = snapshot.manifest
+    facts = service.facts(dataclasses.replace(snapshot, coverage=manifest.horizon, created_at=manifest.created_at))
+    made = manifest.reports[query.name].get("version")
+    if made != manifest.version:
+        facts["as_of"] = {"version": made, "horizon": None, "coverage": None, "event_time_max": None}
+    else:
+        facts["as_of"] = {**facts["as_of"], "event_time_max": manifest.event_time_max}
+    return facts
+
+
+async def _page(
+    service: Service,
+    snapshot: Snapshot,
+    query: Query,
+    tables: Mapping[str, pa.Table],
+    offset: int,
+    more: Mapping[str, Any],
+) -> Response:
+    facts = _facts(service, snapshot, query)
+
+    def work(cursor: duckdb.DuckDBPyConnection) -> tuple[bytes, dict[str, str]]:
+        fetch = fetch_table if query.format == "parquet" else fetch_rows
+        with cursor:
+            rows: Any = fetch(cursor, query, tables, offset)
+        further = None
+        if len(rows) > query.limit:
+            place = {"list": query.digest, "snapshot": service.hold(snapshot), "offset": offset + query.limit}
+            further = service.cursors.seal(place)
+        return body(query.format, query.columns, rows[: query.limit], {**facts, "next_cursor": further, **more})
+
+    content, headers = await service.run(work)
+    return Response(content, headers=headers)
+
+
+async def proven(service: Service, domain: Domain, view: View, params: Params) -> Response:
+    """The served rows, the same rows recounted from the raw log, and what differs."""
+    asked = [(name, text) for name, text in params if name not in ("limit", "cursor", "format", "order")]
+    for name, _ in params:
+        if name in ("limit", "cursor", "format"):
+            raise BadQuery(name, f"a proof is of a whole answer, as JSON, of at most {proof.GROUPS} groups")
+    query = dataclasses.replace(view_query(view, asked), limit=proof.GROUPS)
+    snapshot = service.snapshot(domain.name)
+    sides = _sides(snapshot, view)
+    rows = await service.run(lambda cursor: fetch_rows(cursor, query, sides, 0))
+    proof.check(query, len(rows))
+    served = [dict(zip(query.columns, row, strict=True)) for row in rows]
+    found = await proof.recount(
+        proof.request(domain.name, query, snapshot.coverage), domain.name, view.name, snapshot.coverage
+    )
+    assert query.shape
+    different = proof.differences(view, query.shape, served, found["rows"])
+    told = {name: found.get(name) for name in ("offsets", "segments", "from_kafka", "events")}
+    result = {"rows_served": served, "rows_recomputed": found["rows"], "match": not different, "differences": different}
+    return json_reply({**result, **told, **service.facts(snapshot), "next_cursor": None})
+
+
+async def event_rows(service: Service, domain: Domain, topic: str, params: Params) -> Response:
+    """Good typed events of a topic, newest first by log position."""
+    stream = domain.stream(topic)
+    given = none_but(params, "from", "to", "key", "limit", "format")
+    start, end = (time_of(given[name][0], name) if name in given else None for name in ("from", "to"))
+    keys = [typed(text, arrow_type(stream.columns[stream.key]), "key") for text in given.get("key", ())]
+
+    def keep(table: pa.Table) -> Any:
+        mask = pc.is_null(table["problem"])
+        times = table["event_time"].cast(pa.timestamp("us"))
+        for border, test in ((start, pc.greater_equal), (end, pc.less)):
+            if border is not None:
+                mask = pc.and_kleene(mask, test(times, pa.scalar(border, pa.timestamp("us"))))
+        return pc.and_kleene(mask, pc.is_in(table[stream.key], pa.array(keys))) if keys else mask
+
+    columns = ["offset", "kafka_time", "event_time", *stream.columns]
+    shown = ["topic", "log", "partition", *columns]
+
+    def row(found: dict[str, Any]) -> list[Any]:
+        return [jsonable(found.get(name)) for name in shown]
+
+    parts = _typed(service, [domain], lambda key: key[0] == topic)
+    walk = tail.Tail(service.fs, parts, {topic: [*columns, "problem"]}, keep)
+    return await _newest(service, [domain], walk, shown, row, f"events {topic} {start} {end} {keys}", params, given)
+
+
+async def quarantine_rows(service: Service, params: Params) -> Response:
+    """Rows with a problem, newest first, of one or all domains."""
+    given = none_but(params, "domain", "topic", "problem", "partition", "limit", "format")
+    chosen = [service.domain(name) for name in given["domain"]] if "domain" in given else list(service.domains)
+    problems = sorted({problem for d in chosen for stream in d.streams for problem in stream.problems})
+    for text in given.get("topic", ()):
+        service.topic(text)
+    if wrong := [text for text in given.get("problem", ()) if text not in problems]:
+        raise BadQuery("problem", f"{wrong[0][:64]!r} is none of {', '.join(problems)}")
+    if any(not (text.isascii() and text.isdigit()) or len(text) > 9 for text in given.get("partition", ())):
+        raise BadQuery("partition", "a partition is a whole number")
+
+    def keep(table: pa.Table) -> Any:
+        return (
+            pc.is_in(table["problem"], pa.array(given["problem"]))
+            if "problem" in given
+            else pc.is_valid(table["problem"])
+        )
+
+    def wanted(key: tail.Key) -> bool:
+        return key[0] in given.get("topic", (key[0],)) and key[2] in given.get("partition", (key[2],))
+
+    def row(found: dict[str, Any]) -> list[Any]:
+        shown = tail.quarantine_row(service.topic(found["topic"]).name, found)
+        return [shown.get(name) for name in QUARANTINE_COLUMNS]
+
+    columns = ["offset", "kafka_time", "event_time", "problem", "value", "value_bytes"]
+    parts = _typed(service, chosen, wanted)
+    walk = tail.Tail(service.fs, parts, {key[0]: columns for key in parts}, keep, tail.problems_only)
+    asked = sorted((name, text) for name, text in params if name not in ("cursor", "limit", "format"))
+    return await _newest(service, chosen, walk, QUARANTINE_COLUMNS, row, f"quarantine {asked}", params, given)
+
+
+def _typed(service: Service, chosen: Sequence[Domain], wanted: Callable[[tail.Key], bool]) -> dict[tail.Key, Partition]:
+    found: dict[tail.Key, Partition] = {}
+    for domain in chosen:
+        seen = service.watches[domain.name].seen
+        for topic, logs in (seen.typed if seen else {}).items():
+            for log, partitions in logs.items():
+                found |= {(topic, log, p): part for p, part in partitions.items() if wanted((topic, log, p))}
+    return found
+
+
+async def _newest(
+    service: Service,
+    chosen: Sequence[Domain],
+    walk: tail.Tail,
+    columns: Sequence[str],
+    row: Callable[[dict[str, Any]], list[Any]],
+    what: str,
+    params: Params,
+    given: Mapping[str, list[str]],
+) -> Response:
+    form, limit = one_of(given, "format", ("json", "csv", "parquet")), limit_of(given.get("limit"))
+    digest = hashlib.sha256(what.encode()).hexdigest()[:16]
+    token = dict(params).get("cursor")
+    below = service.cursors.open(token, digest)["below"] if token is not None else None
+    facts = [service.facts(service.snapshot(domain.name)) for domain in chosen]
+    said = facts[0] if len(facts) == 1 else _together(chosen, facts)
+
+    def work(_: Any) -> tuple[bytes, dict[str, str]]:
+        found, left = walk.newest(limit, below)
+        further = service.cursors.seal({"list": digest, "below": left}) if left else None
+        rows: Any = [row(one) for one in found]
+        if form == "parquet":
+            rows = pa.Table.from_pylist([dict(zip(columns, one, strict=True)) for one in rows], _schema(columns, rows))
+        return body(form, columns, rows, {**said, "next_cursor": further})
+
+    content, headers = await service.run(work)
+    return Response(content, headers=headers)
+
+
+def _schema(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> pa.Schema | None:
+    return None if rows else pa.schema([(name, pa.string()) for name in columns])
+
+
+def _together(chosen: Sequence[Domain], facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return {
+        "as_of": {domain.name: said["as_of"] for domain, said in zip(chosen, facts, strict=True)},
+        "complete": all(said["complete"] for said in facts),
+        "missing": [one for said in facts for one in said["missing"]],
+        "staleness_seconds": max(said["staleness_seconds"] for said in facts),
+    }
+
+
+async def problem(request: Request, error: Exception) -> Response:
+    """Answer an error as a problem document."""
+    if isinstance(error, HTTPException):
+        headers = {name: text for name, text in (error.headers or {}).items() if name.lower() == "allow"}
+        known = ["/", "/docs", "/metrics", "/openapi.json", "/v1/ledger", "/v1/quarantine", "/v1/views"]
+        detail = "no such path" if error.status_code == 404 else "this path answers GET only"
+        error = Problem(error.status_code, detail, known=known)
+        error.headers |= headers
+    elif isinstance(error, BadQuery):
+        error = Problem(422, str(error), field=error.field)
+    assert isinstance(error, Problem)
+    headers = {"Cache-Control": "no-store", **error.headers}
+    return Response(encode(error.body), error.status, headers, "application/problem+json")
+
+
+def fault(request: Request, error: Exception) -> Response:
+    """A bug: an id for the caller, the traceback for the log."""
+    name = uuid.uuid4().hex[:12]
+    trace = "".join(traceback.format_exception(error))
+    _log.error("fault", id=name, route=getattr(request.scope.get("route"), "path", "other"), trace=trace)
+    told = Problem(500, f"a fault of the server; its log knows it as {name}")
+    return Response(encode(told.body), 500, {"Cache-Control": "no-store"}, "application/problem+json")
+
+
+def file_reply(folder: Path, path: str) -> Response:
+    """A file below a folder. Raises Problem 404."""
+    try:
+        target = (folder / path).resolve()
+        if not target.is_relative_to(folder.resolve()) or not target.is_file():
+            raise FileNotFoundError
+        kind = mimetypes.guess_type(target.name)[0] or "application/octet-stream"
+        return Response(target.read_bytes(), headers={"Cache-Control": "no-cache"}, media_type=kind)
+    except (OSError, ValueError):
+        raise Problem(404, "no such file of the dashboard", known=["/docs", "/v1/views"]) from None
+
+
+class Measured:
+    """Counts requests, adds the security headers, and shows the state to Prometheus."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._registry = CollectorRegistry()
+        own: dict[str, Any] = {"registry": self._registry}
+        self._requests = Counter("highwater_serving_requests_total", "Requests", ["route", "status"], **own)
+        buckets = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+        self._seconds = Histogram(
+            "highwater_serving_request_seconds", "Time to answer", ["route"], buckets=buckets, **own
+        )
+        gauges = {
+            "staleness_seconds": "Seconds since all of Kafka's ends were covered",
+            "coverage_offsets": "Sum of the offsets of the coverage",
+            "version": "Batch version that is served",
+            "complete": "1 if nothing below coverage is missing",
+            "balanced": "1 if the ledger balances",
+        }
+        self._gauges = {
+            name: Gauge(f"highwater_serving_{name}", text, ["domain"], **own) for name, text in gauges.items()
+        }
+
+    async def around(self, request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        started = time.perf_counter()
+        try:
+            response = await call_next(request)
+        except Exception as error:  # noqa: BLE001 - the caller gets an answer, the log the traceback
+            response = fault(request, error)
+        route = getattr(request.scope.get("route"), "path", "other")
+        self._requests.labels(route, response.status_code).inc()
+        self._seconds.labels(route).observe(time.perf_counter() - started)
+        for name, text in HEADERS.items():
+            response.headers.setdefault(name, text)
+        return response
+
+    def text(self) -> bytes:
+        """The state now, in Prometheus' format."""
+        for name, loader in self._service.loaders.items():
+            if loader.current is None:
+                continue
+            told = self._service.watches[name].ledger(loader.current, self._service.clock())
+            coverage = loader.current.coverage
+            reach = sum(offset for logs in coverage.values() for parts in logs.values() for offset in parts.values())
+            self._gauges["coverage_offsets"].labels(name).set(reach)
+            for gauge in ("staleness_seconds", "version", "complete", "balanced"):
+                self._gauges[gauge].labels(name).set(float(told[gauge]))
+        return generate_latest(self._registry)

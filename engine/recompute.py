@@ -1,0 +1,312 @@
+"""What should a view or a report say? One query over the judged rows of the raw log, nothing merged, nothing stored.
+
+The arithmetic is written a second time: exact sums, deviations from whole numbers, `distinct` as an
+exact count.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from decimal import Context, Decimal
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from engine.domain import GRAINS, Domain, Measure, Report, Stream, View, decimal_of
+from engine.recount import table_of
+
+Position = Mapping[str, Mapping[str, Mapping[str, int]]]
+Row = dict[str, Any]
+
+EVERY = {"1m": 60, "5m": 300, "15m": 900, "1h": 3600, "1d": 86400}
+EVENTS = 20
+PARTS = ("merged", "batch", "speed")
+PARAMETERS = ("every", "from", "to", "by", "part", "measures", "order", "limit", "cursor", "format")
+
+
+class BadQuestion(Exception):
+    """A recorded query or a proof asks for something that the declaration does not know."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a request asked of a view.
+
+    Args:
+        filters: dimension → texts, one of which must match; None stands for NULL.
+        every: `1m` … `1d`, `all`, or None for the view's own grain.
+        start, end: windows that begin in [start, end), naive UTC.
+        part: merged, batch (below the horizon) or speed (from it on).
+    """
+
+    by: tuple[str, ...]
+    filters: Mapping[str, tuple[str | None, ...]] = field(default_factory=dict)
+    every: str | None = None
+    start: datetime | None = None
+    end: datetime | None = None
+    part: str = "merged"
+    columns: tuple[str, ...] = ()
+
+    def keys(self, view: View) -> tuple[str, ...]:
+        """Columns that name a row of the answer."""
+        return (*self.by, "window_start", "window_end") if view.every and self.every != "all" else self.by
+
+
+def question_of(view: View, params: Sequence[tuple[str, str]]) -> Question:
+    """Read the parameters of a request as the API documents them. Raises BadQuestion."""
+    given: dict[str, list[str]] = {}
+    for name, text in params:
+        given.setdefault(name, []).append(text)
+    unknown = [n for n in given if n not in PARAMETERS and n.removesuffix(".null") not in view.by]
+    if unknown:
+        raise BadQuestion(f"view '{view.name}': no parameter {unknown[0]!r}")
+    filters: dict[str, tuple[str | None, ...]] = {}
+    for name in view.by:
+        null = given.get(f"{name}.null", [""])[-1].lower() == "true"
+        if wanted := (*given.get(name, ()), *((None,) if null else ())):
+            filters[name] = wanted
+    by = _names(given.get("by")) if "by" in given else view.by
+    asked = _names(given.get("measures"))
+    columns = asked if asked and not any(name in view.show for name in asked) else (*view.measures, *view.show)
+    start, end = (moment(given[name][0]) if name in given else None for name in ("from", "to"))
+    ordered = tuple(name for name in view.by if name in by)
+    every, part = given.get("every", [None])[0], given.get("part", ["merged"])[0]
+    return checked(view, Question(ordered, filters, every, start, end, part, columns))
+
+
+def checked(view: View, asked: Question) -> Question:
+    """Return the question if the view can answer it. Raises BadQuestion."""
+    unknown = [name for name in (*asked.by, *asked.filters) if name not in view.by]
+    unknown += [name for name in asked.columns if name not in view.measures and name not in view.show]
+    if unknown:
+        raise BadQuestion(f"view '{view.name}' has no column '{unknown[0]}'")
+    if asked.every not in (None, "all", *EVERY) or asked.part not in PARTS:
+        raise BadQuestion(f"view '{view.name}': every={asked.every!r}, part={asked.part!r} is not known")
+    if not view.every and (asked.start or asked.end or asked.every not in (None, "all")):
+        raise BadQuestion(f"view '{view.name}' has no windows")
+    return asked
+
+
+def moment(text: str) -> datetime:
+    """Naive UTC of an ISO-8601 text; no zone means UTC."""
+    value = datetime.fromisoformat(text.upper())
+    return value.astimezone(UTC).replace(tzinfo=None) if value.tzinfo else value
+
+
+def view_rows(
+    con: duckdb.DuckDBPyConnection, domain: Domain, view: View, asked: Question, as_of: Mapping[str, Any]
+) -> list[Row]:
+    """Recompute a view at an `as_of` ({"horizon", "coverage"}); one dict per group, times naive UTC."""
+    _set_bounds(con, asked.part, as_of)
+    sql, values = _folded(domain, view, asked)
+    folded = _with_deviations(con.sql(sql, params=values).to_arrow_table(), view)
+    con.register("folded", folded)
+    try:
+        derived = "".join(f', {sql} AS "{name}"' for name, sql in view.show.items())
+        shown = con.execute(f"SELECT *{derived} FROM folded")
+        names = [column[0] for column in shown.description]
+        wanted = {*asked.keys(view), *asked.columns}
+        return [{n: v for n, v in zip(names, row, strict=True) if n in wanted} for row in shown.fetchall()]
+    finally:
+        con.unregister("folded")
+
+
+def report_rows(con: duckdb.DuckDBPyConnection, domain: Domain, report: Report, horizon: Position) -> list[Row]:
+    """Recompute a report, and the reports declared before it, over the good rows below a horizon."""
+    _set_bounds(con, "merged", {"coverage": horizon})
+    for stream in domain.streams:
+        name = re.sub("[-.]", "_", stream.topic)
+        con.execute(f'CREATE OR REPLACE TEMP VIEW "{name}" AS {_good_rows(domain, stream, ["*"])}')
+    rows: list[Row] = []
+    for one in domain.reports[: domain.reports.index(report) + 1]:
+        con.execute(f'CREATE OR REPLACE TEMP TABLE "{one.name}" AS {one.sql}')
+    answer = con.execute(f'SELECT * FROM "{report.name}"')
+    names = [column[0] for column in answer.description]
+    rows = [dict(zip(names, row, strict=True)) for row in answer.fetchall()]
+    for one in domain.reports[: domain.reports.index(report) + 1]:
+        con.execute(f'DROP TABLE "{one.name}"')
+    return rows
+
+
+def problem_counts(
+    con: duckdb.DuckDBPyConnection, domain: Domain, start: Position, end: Position
+) -> dict[tuple[str, str, str], dict[str, int]]:
+    """Count the rows of [start, end) per partition and problem; `good` where there is none."""
+    _set_bounds(con, "speed", {"horizon": start, "coverage": end})
+    counts: dict[tuple[str, str, str], dict[str, int]] = {}
+    for stream in domain.streams:
+        rows = _bounded(domain, stream, ["problem"])
+        sql = f"SELECT log, partition, coalesce(problem, 'good'), count(*) FROM ({rows}) GROUP BY ALL"
+        for log, partition, problem, number in con.execute(sql).fetchall():
+            counts.setdefault((stream.topic, log, partition), {})[problem] = number
+    return counts
+
+
+def matching_events(
+    con: duckdb.DuckDBPyConnection, domain: Domain, view: View, asked: Question, as_of: Mapping[str, Any]
+) -> list[Row]:
+    """Return up to 20 of the newest raw events that a question speaks of; they must have been loaded with `keep`."""
+    _set_bounds(con, asked.part, as_of)
+    where, values = _conditions(view, asked)
+    sql = (
+        f'SELECT DISTINCT topic, log, partition, "offset", value FROM ({_rows(domain, view)}){where} '
+        f'ORDER BY "offset" DESC, topic, log, partition LIMIT {EVENTS}'
+    )
+    found = con.execute(sql, values).fetchall()
+    return [dict(zip(("topic", "log", "partition", "offset", "value"), row, strict=True)) for row in found]
+
+
+def _names(texts: Sequence[str] | None) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for text in texts or () for name in text.split(",") if name))
+
+
+def _set_bounds(con: duckdb.DuckDBPyConnection, part: str, as_of: Mapping[str, Any]) -> None:
+    """Put the offsets [low, high) of each partition that take part into the table that every query joins."""
+    end = as_of["horizon" if part == "batch" else "coverage"] or {}
+    start = (as_of["horizon"] or {}) if part == "speed" else {}
+    rows = [
+        (topic, log, partition, start.get(topic, {}).get(log, {}).get(partition, 0), high)
+        for topic, logs in end.items()
+        for log, partitions in logs.items()
+        for partition, high in partitions.items()
+    ]
+    con.execute(
+        "CREATE OR REPLACE TEMP TABLE bound (topic VARCHAR, log VARCHAR, partition VARCHAR, low BIGINT, high BIGINT)"
+    )
+    if rows:
+        con.executemany("INSERT INTO bound VALUES (?, ?, ?, ?, ?)", rows)
+
+
+def _bounded(domain: Domain, stream: Stream, columns: Sequence[str]) -> str:
+    names = ", ".join(f"t.{name}" if name == "*" else f't."{name}"' for name in columns)
+    position = "" if "*" in columns else 't.log, t.partition, t."offset", t.event_time, t.value, '
+    return (
+        f"SELECT '{stream.topic}' AS topic, {position}{names} FROM {table_of(domain, stream.topic)} t "
+        f"JOIN bound b ON b.topic = '{stream.topic}' AND t.log = b.log AND t.partition = b.partition "
+        f'AND t."offset" >= b.low AND t."offset" < b.high'
+    )
+
+
+def _good_rows(domain: Domain, stream: Stream, columns: Sequence[str]) -> str:
+    return f"{_bounded(domain, stream, columns)} WHERE t.problem IS NULL"
+
+
+def _rows(domain: Domain, view: View) -> str:
+    """SQL of the good rows of all streams of a view, with `_element` of an exploded array and `_window` in epoch µs."""
+    texts = [measure.where or "" for measure in view.measures.values()]
+    words = {word for text in texts for word in re.findall(r"\w+", text)}
+    named = {*view.by, *words, *(column for measure in view.measures.values() for column in measure.columns)}
+    # Only a column of every stream can be meant; any other word of a condition is a function, a text or a keyword.
+    common = [
+        name for name in view.streams[0].columns if name in named and all(name in s.columns for s in view.streams)
+    ]
+    position = ["kafka_time"] if "kafka_time" in words else []
+    union = " UNION ALL ".join(
+        _good_rows(domain, stream, [*common, *position] or ["problem"]) for stream in view.streams
+    )
+    extra = ""
+    if view.explode:
+        array = f'"{view.explode}"'
+        extra += f", unnest(CASE WHEN len({array}) > 0 THEN list_distinct({array}) ELSE ['(unknown)'] END) AS _element"
+    if view.every:
+        extra += f", {_floor('epoch_us(event_time)', GRAINS[view.every])} AS _window"
+    return f"SELECT *{extra} FROM ({union})"
+
+
+def _floor(micros: str, seconds: int) -> str:
+    width = seconds * 1_000_000
+    return f"({micros} - (({micros} % {width}) + {width}) % {width})"
+
+
+def _conditions(view: View, asked: Question) -> tuple[str, list[Any]]:
+    tests, values = [], []
+    for name, texts in asked.filters.items():
+        column, sql_type = _dimension(view, name), view.dimension_type(name)
+        equal = [
+            f"{column} = CAST(? AS {'VARCHAR' if sql_type == 'STRING' else sql_type})"
+            for text in texts
+            if text is not None
+        ]
+        values += [moment(text) if sql_type == "TIMESTAMP" else text for text in texts if text is not None]
+        tests.append(f"({' OR '.join([*equal, *([f'{column} IS NULL'] if None in texts else [])])})")
+    for border, sign in ((asked.start, ">="), (asked.end, "<")):
+        if border is not None:
+            tests.append(f"make_timestamp(_window) {sign} ?")
+            values.append(border)
+    return (f" WHERE {' AND '.join(tests)}" if tests else ""), values
+
+
+def _dimension(view: View, name: str) -> str:
+    return "_element" if name == view.explode else f'"{name}"'
+
+
+def _folded(domain: Domain, view: View, asked: Question) -> tuple[str, list[Any]]:
+    """SQL of one row per group with its keys and measures, and the values it binds."""
+    columns = [f'{_dimension(view, name)} AS "{name}"' for name in asked.by]
+    if "window_start" in asked.keys(view):
+        seconds = EVERY[asked.every] if asked.every else GRAINS[view.every or ""]
+        start = _floor("_window", seconds)
+        columns += [
+            f"make_timestamp({start}) AS window_start",
+            f"make_timestamp({start} + {seconds * 1_000_000}) AS window_end",
+        ]
+    groups = len(columns)
+    columns += [f'{_measured(view, measure)} AS "{name}"' for name, measure in view.measures.items()]
+    where, values = _conditions(view, asked)
+    group = f"GROUP BY {', '.join(map(str, range(1, groups + 1)))}" if groups else "HAVING count(*) > 0"
+    return f"SELECT {', '.join(columns)} FROM ({_rows(domain, view)}){where} {group}", values
+
+
+def _measured(view: View, measure: Measure) -> str:
+    quoted = [f'"{name}"' for name in measure.columns]
+    value = quoted[0] if len(quoted) == 1 else f"struct_pack({', '.join(f'{c} := {c}' for c in quoted)})"
+    tests = [f"({measure.where})"] if measure.where else []
+    if quoted:
+        tests.append(f"({' OR '.join(f'{column} IS NOT NULL' for column in quoted)})")
+    only = f" FILTER (WHERE {' AND '.join(tests)})" if tests else ""
+    position = (
+        'struct_pack(t := event_time, topic := topic, log := log, p := CAST(partition AS INTEGER), o := "offset")'
+    )
+    match measure.kind:
+        case "count":
+            return f"count(*){only}"
+        case "sum" | "min" | "max":
+            return f"{measure.kind}({value}){only}"
+        case "avg":
+            return f"CAST(sum({value}){only} AS DOUBLE) / nullif(count(*){only}, 0)"
+        case "stddev":
+            # Whole units of the last digit, read from the decimal's text.
+            units = f"CAST(replace(CAST({value} AS VARCHAR), '.', '') AS HUGEINT)"
+            sums = (f"count(*){only}", f"sum({units}){only}", f"sum({units} * {units}){only}")
+            return f"[{', '.join(f'CAST({one} AS VARCHAR)' for one in sums)}]"
+        case "first" | "last":
+            return f"{'arg_min' if measure.kind == 'first' else 'arg_max'}({value}, {position}){only}"
+        case "distinct":
+            return f"count(DISTINCT {value}){only}"
+    raise NotImplementedError(
+        f"view '{view.name}': the recount has no '{measure.kind}'; write it in engine/recompute.py"
+    )
+
+
+def _with_deviations(folded: pa.Table, view: View) -> pa.Table:
+    """Replace [n, sum, sum of squares] of `stddev` measures by the sample deviation."""
+    for name, measure in view.measures.items():
+        if measure.kind == "stddev":
+            scale = (decimal_of(view.type_of(measure.columns[0])) or (0, 0))[1]
+            sums = [[int(text or 0) for text in texts] for texts in folded[name].to_pylist()]
+            found = [deviation(n, total, squares, scale) for n, total, squares in sums]
+            folded = folded.set_column(folded.schema.get_field_index(name), name, pa.array(found, pa.float64()))
+    return folded
+
+
+def deviation(n: int, total: int, squares: int, scale: int) -> float | None:
+    """Sample standard deviation of n values given in units of 10**-scale; None below two values."""
+    if n < 2:
+        return None
+    exact = Context(prec=60)
+    variance = exact.divide(Decimal(n * squares - total * total), Decimal(n * (n - 1)))
+    return float(exact.scaleb(exact.sqrt(variance), -scale))

@@ -1,0 +1,211 @@
+"""What does a serving process hold? Per domain a loader and a watch; a database; threads that keep them current.
+
+Three threads ask the outside: HDFS for versions and epochs, HDFS for the logs, Kafka for its ends. Requests only read
+what these left; when one of them gets no answer the last good state is served on, and staleness grows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import duckdb
+import structlog
+
+from engine import kafka
+from engine.domain import Domain, View
+from engine.log import LogReader
+from engine.query import open_database
+from engine.reply import Cursors, Problem
+from engine.settings import Settings
+from engine.snapshot import Loader, Snapshot
+from engine.watch import Watch
+
+HOLD_SECONDS = 300.0
+DEADLINE_SECONDS = 20.0
+SILENCE_SECONDS = 30.0
+QUERY_THREADS = 4
+WAITING_QUERIES = 64
+
+_log = structlog.get_logger("engine.service")
+
+
+@dataclass
+class Service:
+    """The state behind the routes; only its own threads change it."""
+
+    settings: Settings
+    domains: Sequence[Domain]
+    fs: Any
+    clock: Callable[[], float] = time.time
+    database: duckdb.DuckDBPyConnection = field(default_factory=open_database)
+    cursors: Cursors = field(default_factory=Cursors)
+
+    def __post_init__(self) -> None:
+        self.loaders = {d.name: Loader(self.fs, d, self.database) for d in self.domains}
+        self.watches = {d.name: Watch(d) for d in self.domains}
+        self.heard = {"HDFS": self.clock(), "Kafka": self.clock()}
+        self.pool = ThreadPoolExecutor(QUERY_THREADS, "query")
+        self._waiting = 0
+        self._held: dict[str, tuple[Snapshot, float]] = {}
+        self._holding = threading.Lock()
+        self._raw = LogReader(self.fs)
+        self._ids: dict[str, str] = {}
+        self._admin: Any = None
+        self._stop = threading.Event()
+
+    def start(self) -> None:
+        """Start the threads; they die with the process."""
+        for work, pause in ((self.poll, self.settings.serving_poll_ms / 1000), (self.look, 2.0), (self.ask, 1.0)):
+            threading.Thread(target=self._repeat, args=(work, pause), name=work.__name__, daemon=True).start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self.pool.shutdown(wait=False, cancel_futures=True)
+
+    def poll(self) -> None:
+        """Look for new versions and epochs of every domain."""
+        for loader in self.loaders.values():
+            loader.poll()
+        self.heard["HDFS"] = self.clock()
+
+    def look(self) -> None:
+        """List the logs of every domain."""
+        for watch in self.watches.values():
+            watch.look(self._raw, self._ids)
+
+    def ask(self) -> None:
+        """Ask Kafka where its logs end."""
+        topics = [topic for domain in self.domains for topic in domain.topics]
+        if self._admin is None:
+            self._admin = kafka.admin(self.settings)
+        asked = self.clock()
+        self._ids = kafka.topic_ids(self._admin, topics)
+        ranges = kafka.log_ranges(self._admin, topics)
+        for watch in self.watches.values():
+            watch.note(asked, self._ids, ranges)
+        self.heard["Kafka"] = self.clock()
+
+    def _repeat(self, work: Callable[[], None], pause: float) -> None:
+        said = ""
+        while not self._stop.is_set():
+            try:
+                work()
+                said = ""
+            except Exception as error:  # noqa: BLE001 - a thread that ends would leave the answers standing still
+                text = f"{type(error).__name__}: {str(error).splitlines()[0][:300] if str(error) else ''}"
+                if text != said:
+                    _log.warning("no answer", work=work.__name__, reason=text)
+                said = text
+            self._stop.wait(pause)
+
+    def domain(self, name: str) -> Domain:
+        """Raises Problem 404 with the known names."""
+        found = next((domain for domain in self.domains if domain.name == name), None)
+        return found or _unknown("domain", [domain.name for domain in self.domains])
+
+    def view(self, name: str) -> tuple[Domain, View]:
+        """Raises Problem 404 with the known names."""
+        views = {view.name: (domain, view) for domain in self.domains for view in domain.views}
+        return views.get(name) or _unknown("view", views)
+
+    def report(self, name: str) -> tuple[Domain, Any]:
+        """Raises Problem 404 with the known names."""
+        reports = {report.name: (domain, report) for domain in self.domains for report in domain.reports}
+        return reports.get(name) or _unknown("report", reports)
+
+    def topic(self, name: str) -> Domain:
+        """Raises Problem 404 with the known names."""
+        topics = {topic: domain for domain in self.domains for topic in domain.topics}
+        return topics.get(name) or _unknown("topic", topics)
+
+    def snapshot(self, domain: str, held: str | None = None) -> Snapshot:
+        """Return what to answer from.
+
+        Args:
+            held: name of a snapshot that a cursor holds.
+
+        Raises:
+            Problem: 503 where there is nothing right to say yet, 410 where the held snapshot is gone.
+        """
+        if held is not None:
+            with self._holding:
+                self._drop_held()
+                kept = self._held.get(held)
+            if kept is None:
+                raise Problem(
+                    410, f"the snapshot of this cursor is gone after {HOLD_SECONDS:g} s; begin again without it"
+                )
+            return kept[0]
+        current = self.loaders[domain].current
+        if current is None:
+            raise Problem(
+                503, f"domain '{domain}' has neither a batch version nor epochs of this definition", retry_after=2
+            )
+        if self.watches[domain].seen is None:
+            raise Problem(503, f"the logs of domain '{domain}' have not been listed yet", retry_after=2)
+        return current
+
+    def hold(self, snapshot: Snapshot) -> str:
+        """Keep a snapshot for the time that a cursor may name it."""
+        with self._holding:
+            self._drop_held()
+            self._held[snapshot.name] = snapshot, self.clock()
+        return snapshot.name
+
+    def _drop_held(self) -> None:
+        now = self.clock()
+        self._held = {name: kept for name, kept in self._held.items() if now - kept[1] <= HOLD_SECONDS}
+
+    def facts(self, snapshot: Snapshot) -> dict[str, Any]:
+        """What every data answer says of itself."""
+        watch = self.watches[snapshot.domain.name]
+        missing = watch.missing(snapshot)
+        stale = round(watch.staleness(snapshot, self.clock()), 3)
+        return {"as_of": snapshot.as_of, "complete": not missing, "missing": missing, "staleness_seconds": stale}
+
+    async def run(self, work: Callable[[duckdb.DuckDBPyConnection], Any]) -> Any:
+        """Run a query in the pool on a cursor of its own. Raises Problem 503 when full, or at a deadline that stops it."""
+        if self._waiting >= WAITING_QUERIES:
+            raise Problem(503, "too many queries are waiting", retry_after=1)
+        self._waiting += 1
+        cursor = self.database.cursor()
+        try:
+            job = asyncio.get_running_loop().run_in_executor(self.pool, work, cursor)
+            return await asyncio.wait_for(asyncio.shield(job), DEADLINE_SECONDS)
+        except TimeoutError:
+            cursor.interrupt()
+            raise Problem(
+                503, f"not answered within {DEADLINE_SECONDS:g} s; narrow the request", retry_after=5
+            ) from None
+        finally:
+            self._waiting -= 1
+
+    def reasons(self) -> tuple[list[str], list[str]]:
+        """Return why the process is not ready, and what should worry an operator."""
+        now = self.clock()
+        failing = [
+            f"domain '{name}' has no snapshot" for name, loader in self.loaders.items() if loader.current is None
+        ]
+        failing += [
+            f"{who} has not answered for {now - at:.0f} s"
+            for who, at in self.heard.items()
+            if now - at > SILENCE_SECONDS
+        ]
+        worrying = []
+        for name, loader in self.loaders.items():
+            if loader.current is not None:
+                stale = self.watches[name].staleness(loader.current, now)
+                if stale > 60:
+                    worrying.append(f"domain '{name}' is {stale:.0f} s behind Kafka")
+                worrying += [f"{m['reason']}: {m}" for m in self.watches[name].missing(loader.current)]
+        return failing, worrying
+
+
+def _unknown(what: str, known: Any) -> Any:
+    raise Problem(404, f"no such {what}", known=known)

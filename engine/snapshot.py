@@ -1,0 +1,342 @@
+"""What is served right now? One immutable pair of batch version and epochs, swapped whole, never going back.
+
+`Loader.poll()` looks at HDFS and returns the snapshot to serve from now on. A pair is a version and a chain that it
+fits, both of this process's definition; its coverage is the version's horizon overlaid by the end of the last epoch
+that continues without a hole. Only what is new is read: versions, epochs and merged blocks of epochs are remembered.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+import structlog
+
+from engine import chain as chains
+from engine import versions
+from engine.chain import Chain, Epoch
+from engine.domain import Domain, View
+from engine.epochs import Epochs, stored
+from engine.log import Position, covers
+from engine.measures import stored_schema
+from engine.versions import Manifest
+
+NO_FIT_SECONDS = 60.0
+# A version whose files do not say what its manifest says is looked at again after this time.
+REFUSED_SECONDS = 30.0
+
+_log = structlog.get_logger("engine.snapshot")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What one answer is made of.
+
+    Args:
+        name: unique in this process.
+        chain, first, last: the chain and the numbers of the epochs in `speed`; None where there are none.
+        batch, speed: view → rows with the stored columns (`stored_schema`); `speed` may hold a key more than once.
+        reports: report → rows, of the version that the manifest names.
+        coverage: every event below it is in, none above.
+        counts: {topic: {log: {partition: {"good": n, problem: n}}}} of the epochs.
+        created_at: ISO-8601 UTC of the newest piece.
+    """
+
+    name: str
+    domain: Domain
+    manifest: Manifest
+    chain: Chain | None
+    first: int | None
+    last: int | None
+    batch: Mapping[str, pa.Table]
+    speed: Mapping[str, pa.Table]
+    reports: Mapping[str, pa.Table]
+    coverage: Position
+    events_speed: int
+    counts: Mapping[str, Any]
+    event_time_max: str | None
+    created_at: str
+
+    @property
+    def as_of(self) -> dict[str, Any]:
+        """What every answer says about where it stands."""
+        return {
+            "version": self.manifest.version,
+            "horizon": self.manifest.horizon,
+            "coverage": self.coverage,
+            "event_time_max": self.event_time_max,
+        }
+
+    @property
+    def quarantined(self) -> dict[str, int]:
+        """Rows with a problem below coverage, by problem."""
+        total: dict[str, int] = {}
+        for counts in (self.manifest.counts, self.counts):
+            for problems in (p for logs in counts.values() for parts in logs.values() for p in parts.values()):
+                for problem, number in problems.items():
+                    if problem not in ("good", "gap"):
+                        total[problem] = total.get(problem, 0) + number
+        return dict(sorted(total.items()))
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A version and the epochs after its horizon, before anything big is read; `coverage` as in Snapshot."""
+
+    manifest: Manifest
+    chain: Chain | None
+    epochs: tuple[Epoch, ...]
+    coverage: Position
+
+    @property
+    def reach(self) -> int:
+        """Sum of the offsets of the coverage."""
+        return sum(offset for logs in self.coverage.values() for parts in logs.values() for offset in parts.values())
+
+
+@dataclass
+class Loader:
+    """Finds and reads what to serve for one domain; used by one thread."""
+
+    fs: Any
+    domain: Domain
+    database: duckdb.DuckDBPyConnection
+    clock: Callable[[], float] = time.monotonic
+    current: Snapshot | None = None
+    relist_seconds: float = 5.0
+    _manifests: dict[int, Manifest] = field(default_factory=dict)
+    _versions: dict[int, tuple[dict[str, pa.Table], dict[str, pa.Table]]] = field(default_factory=dict)
+    _refused: dict[int, float] = field(default_factory=dict)
+    _chosen: int | None = None
+    _unfit_since: float | None = None
+    _said: set[str] = field(default_factory=set)
+    _serial: int = 0
+
+    def __post_init__(self) -> None:
+        self._reader = Epochs(self.fs, self.domain, self.database, self.clock, self.relist_seconds)
+
+    def poll(self) -> Snapshot | None:
+        """Return what to serve now; the last good snapshot where nothing better can be read, None before the first.
+
+        Raises:
+            Whatever the file system raises when it does not answer; `current` stays.
+        """
+        chosen = versions.served(self.fs, self.domain.name)
+        manifests = self._usable(chosen)
+        while not self._move(self._ranked(self._pairs(manifests, chosen), chosen)):
+            manifests = self._usable(chosen)
+        if self.current is not None and chosen in (None, self.current.manifest.version):
+            self._chosen = chosen
+        self._watch_fit(manifests[0].version if manifests else 0)
+        return self.current
+
+    def _move(self, ranked: list[Pair]) -> bool:
+        """Move to the best pair; False if its version turned out to be damaged and has been set aside."""
+        if not ranked or self._is_current(ranked[0]):
+            return True
+        try:
+            self.current = self._snapshot(ranked[0])
+        except (ValueError, KeyError, FileNotFoundError) as error:
+            version = ranked[0].manifest.version
+            self._say("refused", f"version {version}: {error}")
+            if version == 0:
+                raise
+            self._refused[version] = self.clock()
+            return False
+        self._forget(ranked[0])
+        return True
+
+    def _pairs(self, manifests: list[Manifest], chosen: int | None) -> list[Pair]:
+        """For each chain the newest version that fits it, and the newest version alone."""
+        # The stream continues its newest chain only, so an older one than ours matters for a rollback alone.
+        rolling_back = chosen is not None and chosen != self._chosen
+        oldest = self.current.chain.number if self.current and self.current.chain and not rolling_back else -1
+        pairs = [Pair(manifests[0], None, (), manifests[0].horizon)] if manifests else []
+        for chain in self._chains():
+            if chain.definition_hash != self.domain.definition_hash or chain.number < oldest:
+                continue
+            zero = versions.version_zero(self.domain.name, chain.definition_hash, chain.start)
+            for manifest in (*manifests, *([zero] if chain.version == 0 and not chosen else [])):
+                epochs = self._reader.after(chain, manifest)
+                if epochs is not None:
+                    begun = overlaid(chain.start, manifest.horizon)  # where the horizon is silent: the origin
+                    pairs.append(Pair(manifest, chain, epochs, overlaid(begun, epochs[-1].end if epochs else {})))
+                    break
+        return pairs
+
+    def _chains(self) -> list[Chain]:
+        try:
+            return chains.chains(self.fs, self.domain.name)
+        except (ValueError, TypeError) as error:
+            self._say("refused", f"a chain.json of {chains.SPEED}/{self.domain.name} is damaged: {error}")
+            return []
+
+    def _usable(self, chosen: int | None) -> list[Manifest]:
+        """Manifests of this definition, newest first; only the chosen one where a rollback fixed it."""
+        found = []
+        for number in reversed(versions.numbers(self.fs, self.domain.name)):
+            refused = self._refused.get(number)
+            if chosen not in (None, number) or (refused is not None and self.clock() - refused < REFUSED_SECONDS):
+                continue
+            try:
+                if number not in self._manifests:
+                    self._manifests[number] = versions.manifest(self.fs, self.domain.name, number)
+            except FileNotFoundError:
+                continue  # being pruned
+            except ValueError as error:
+                self._say("refused", str(error))
+                continue
+            if self._manifests[number].definition_hash == self.domain.definition_hash:
+                found.append(self._manifests[number])
+        return found
+
+    def _ranked(self, pairs: list[Pair], chosen: int | None) -> list[Pair]:
+        """The pairs that may be served, best first."""
+        ahead = sorted(pairs, key=lambda pair: (pair.manifest.version, pair.reach), reverse=True)
+        if self.current is None:
+            return sorted(pairs, key=lambda pair: (pair.reach, pair.manifest.version), reverse=True)
+        coverage = self.current.coverage
+        allowed = [pair for pair in ahead if covers(pair.coverage, coverage)]
+        if not allowed and chosen is not None and chosen != self._chosen and chosen < self.current.manifest.version:
+            _log.warning("rollback", domain=self.domain.name, version=chosen, instead_of=self.current.manifest.version)
+            return sorted(pairs, key=lambda pair: pair.reach, reverse=True)
+        return allowed
+
+    def _is_current(self, pair: Pair) -> bool:
+        now = self.current
+        last = pair.epochs[-1].number if pair.epochs else None
+        return now is not None and (now.manifest.version, now.chain, now.last) == (
+            pair.manifest.version,
+            pair.chain,
+            last,
+        )
+
+    def _snapshot(self, pair: Pair) -> Snapshot:
+        manifest, epochs = pair.manifest, pair.epochs
+        batch, reports = self._version(manifest)
+        newest = [text for text in (manifest.event_time_max, *(e.event_time_max for e in epochs)) if text]
+        now, fresh = self.current, list(epochs)
+        if (
+            now
+            and epochs
+            and (now.manifest.version, now.chain, now.first) == (manifest.version, pair.chain, epochs[0].number)
+        ):
+            fresh = [epoch for epoch in epochs if epoch.number > (now.last or 0)]
+        grown = [now.counts] if now and len(fresh) < len(epochs) else []
+        self._serial += 1
+        snapshot = Snapshot(
+            name=f"{self.domain.name}-{self._serial}",
+            domain=self.domain,
+            manifest=manifest,
+            chain=pair.chain,
+            first=epochs[0].number if epochs else None,
+            last=epochs[-1].number if epochs else None,
+            batch=batch,
+            speed=self._reader.rows(pair.chain, epochs) if pair.chain else self._nothing(),
+            reports=reports,
+            coverage=pair.coverage,
+            events_speed=sum(epoch.events for epoch in epochs),
+            counts=summed([*grown, *(epoch.counts for epoch in fresh)]),
+            event_time_max=max(newest, default=None),
+            created_at=epochs[-1].created_at
+            if epochs
+            else manifest.created_at or (pair.chain.created_at if pair.chain else ""),
+        )
+        if now is None or (now.manifest.version, now.chain) != (manifest.version, pair.chain):
+            number = pair.chain.number if pair.chain else None
+            _log.info("snapshot", domain=self.domain.name, version=manifest.version, chain=number, epochs=len(epochs))
+        return snapshot
+
+    def _version(self, manifest: Manifest) -> tuple[dict[str, pa.Table], dict[str, pa.Table]]:
+        if manifest.version == 0:
+            return self._nothing(), {}
+        if manifest.version not in self._versions:
+            views = {view.name: self._batch_rows(manifest, view) for view in self.domain.views}
+            self._versions[manifest.version] = views, self._reports(manifest)
+        return self._versions[manifest.version]
+
+    def _nothing(self) -> dict[str, pa.Table]:
+        return {view.name: stored_schema(view).empty_table() for view in self.domain.views}
+
+    def _batch_rows(self, manifest: Manifest, view: View) -> pa.Table:
+        said = manifest.views[view.name]
+        table = self._files(f"{versions.folder(manifest.domain, manifest.version)}/{view.name}", said["files"])
+        rows = stored(table, view) if table is not None else stored_schema(view).empty_table()
+        if rows.num_rows != said["rows"]:
+            raise ValueError(f"view {view.name}: {rows.num_rows} rows in its files, the manifest says {said['rows']}")
+        return rows.combine_chunks()
+
+    def _reports(self, manifest: Manifest) -> dict[str, pa.Table]:
+        tables = {}
+        for name, said in manifest.reports.items():
+            try:
+                folder = f"{versions.folder(manifest.domain, int(said.get('version') or 0))}/{name}"
+                table = self._files(folder, said.get("files", []))
+                if table is not None:
+                    tables[name] = table.combine_chunks()
+            except (ValueError, FileNotFoundError) as error:
+                self._say("refused", f"report {name}: {error}")
+        return tables
+
+    def _files(self, folder: str, names: list[str]) -> pa.Table | None:
+        tables = []
+        for name in names:
+            try:
+                tables.append(pq.read_table(pa.BufferReader(self.fs.read(f"{folder}/{name}"))))
+            except pa.ArrowInvalid as error:
+                raise ValueError(f"{folder}/{name}: damaged: {error}") from error
+        return pa.concat_tables(tables) if tables else None
+
+    def _forget(self, pair: Pair) -> None:
+        if pair.chain is not None and pair.epochs:
+            self._reader.forget(pair.chain, pair.epochs[0].number)
+        for version in [v for v in self._versions if v != pair.manifest.version]:
+            del self._versions[version]
+
+    def _watch_fit(self, newest: int) -> None:
+        if self.current is None or newest <= self.current.manifest.version:
+            self._unfit_since = None
+            return
+        self._unfit_since = self._unfit_since or self.clock()
+        if self.clock() - self._unfit_since > NO_FIT_SECONDS:
+            self._say(
+                "no fit", f"version {newest} is committed but fits no chain that has caught up; is the stream running?"
+            )
+
+    def _say(self, what: str, text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            _log.warning(what, domain=self.domain.name, reason=text)
+
+
+def overlaid(below: Position, above: Position) -> Position:
+    """Return a position that says what `above` says, and what `below` says where `above` is silent."""
+    topics = {**below, **above}
+    return {
+        topic: {
+            log: {**below.get(topic, {}).get(log, {}), **above.get(topic, {}).get(log, {})}
+            for log in {**below.get(topic, {}), **above.get(topic, {})}
+        }
+        for topic in topics
+    }
+
+
+def summed(counts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Add counts of the shape {topic: {log: {partition: {name: n}}}}."""
+    total: dict[str, Any] = {}
+    for topic, log, partition, name, number in (
+        (t, lg, p, name, number)
+        for one in counts
+        for t, logs in one.items()
+        for lg, parts in logs.items()
+        for p, names in parts.items()
+        for name, number in names.items()
+    ):
+        names = total.setdefault(topic, {}).setdefault(log, {}).setdefault(partition, {})
+        names[name] = names.get(name, 0) + number
+    return total

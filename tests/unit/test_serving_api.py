@@ -1,0 +1,429 @@
+"""Does the API keep its contract: right rows, honest facts, stable pages, and never a 500?"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+from typing import Any
+from urllib.parse import quote
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from starlette.testclient import TestClient
+
+import serving_layer
+from engine import proof
+from engine.log import MASTER, gap_segment, segment_path
+from engine.service import Service
+from engine.settings import load
+from serving_layer import create_app, listen_refusal
+from tests.unit.localfs import LocalFs
+from tests.unit.serving_data import (
+    LOG,
+    ORIGINS,
+    SALES,
+    SHOP,
+    cut,
+    end_of,
+    events,
+    good_in,
+    write_chain,
+    write_epoch,
+    write_epochs,
+    write_logs,
+    write_version,
+)
+
+
+class Api:
+    """A serving process without threads: `service.poll()` and `service.look()` are called by the tests."""
+
+    def __init__(self, folder: Path, number: int = 1) -> None:
+        self.fs = LocalFs(folder)
+        self.rows = events(Random(number), 500)
+        self.pieces = [piece for piece in cut(Random(number), self.rows, 12) if piece.num_rows]
+        self.now = 1_800_000_000.0
+        self.service = Service(load(env_file=None), [SHOP], self.fs, clock=lambda: self.now)
+        self.client = TestClient(create_app(self.service))
+
+    def fill(self, epochs: int | None = None) -> None:
+        chain = write_chain(self.fs, SHOP, 1, 0, ORIGINS)
+        ends = write_epochs(self.fs, SHOP, chain, self.pieces[:epochs])
+        report = pa.table({"shop": ["north", "south", None], "sales": [3, 2, 1]})
+        write_version(self.fs, SHOP, 1, pa.concat_tables(self.pieces[:4]), ends[3], report)
+        write_logs(self.fs, self.rows)
+        self.service.poll()
+        self.service.look()
+
+    def get(self, path: str) -> Any:
+        return self.client.get(path)
+
+    def json(self, path: str, status: int = 200) -> dict[str, Any]:
+        answer = self.get(path)
+        assert answer.status_code == status, answer.text
+        found: dict[str, Any] = answer.json()
+        return found
+
+
+@pytest.fixture
+def api(tmp_path: Path) -> Api:
+    return Api(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    found = Api(tmp_path_factory.mktemp("api"))
+    found.fill()
+    yield found
+
+
+def pages(api: Api, path: str) -> list[dict[str, Any]]:
+    rows, cursor = [], None
+    while True:
+        found = api.json(path + (f"&cursor={cursor}" if cursor else ""))
+        rows += found["rows"]
+        cursor = found["next_cursor"]
+        if cursor is None:
+            return rows
+
+
+def test_nothing_right_to_say_is_503_with_retry_after(api: Api) -> None:
+    for path in ("/v1/views/shops", "/v1/ledger", "/v1/events/sales-topic", "/v1/quarantine", "/v1/reports/tops"):
+        answer = api.get(path)
+        assert answer.status_code == 503 and int(answer.headers["retry-after"]) > 0, path
+        assert answer.headers["content-type"] == "application/problem+json"
+    assert api.get("/health/live").status_code == 200
+    assert "no snapshot" in api.json("/health/ready", 503)["reasons"][0]
+    assert api.json("/v1/views")["views"][0]["freshness"] is None
+
+
+def test_every_data_answer_says_what_it_knows_of_itself(filled: Api) -> None:
+    for path in (
+        "/v1/views/shops",
+        "/v1/views/shops?shop=nobody",
+        "/v1/reports/tops",
+        "/v1/events/sales-topic",
+        "/v1/quarantine",
+    ):
+        found = filled.json(path)
+        assert set(found) >= {"rows", "as_of", "complete", "missing", "staleness_seconds", "next_cursor"}, path
+        assert set(found["as_of"]) == {"version", "horizon", "coverage", "event_time_max"}
+        assert found["complete"] is True and found["as_of"]["version"] == 1
+    assert filled.json("/v1/views/shops")["as_of"]["coverage"] == end_of(filled.rows, ORIGINS)
+    assert filled.json("/v1/views/shops?by=")["rows"][0]["sales"] == good_in(filled.rows)
+
+
+def test_rows_show_no_stored_parts_and_decimals_keep_their_digits(filled: Api) -> None:
+    answer = filled.get("/v1/views/sales_minutes?every=1d&limit=1&by=")
+    row = answer.json()["rows"][0]
+    assert not [name for name in row if "__" in name] and row["window_start"] == "2026-01-31T00:00:00Z"
+    total = sum(
+        a
+        for a, p in zip(filled.rows["amount"].to_pylist(), filled.rows["problem"].to_pylist(), strict=True)
+        if a is not None and not p
+    )
+    assert f'"revenue":{total}' in filled.get("/v1/views/shops?by=").text
+
+
+def test_pages_are_of_one_snapshot_while_snapshots_change(api: Api) -> None:
+    api.fill(epochs=6)
+    whole = api.json("/v1/views/sales_minutes?order=-revenue&limit=10000")["rows"]
+    first = api.json("/v1/views/sales_minutes?order=-revenue&limit=20")
+    chain = api.service.loaders["shop"].current.chain  # type: ignore[union-attr]
+    assert chain
+    write_epoch(api.fs, SHOP, chain, 6, end_of(pa.concat_tables(api.pieces[:6]), ORIGINS), api.pieces[6])
+    api.service.poll()
+    assert api.json("/v1/views/sales_minutes?limit=1")["as_of"] != first["as_of"]
+    rows, cursor = first["rows"], first["next_cursor"]
+    while cursor:
+        page = api.json(f"/v1/views/sales_minutes?order=-revenue&limit=20&cursor={cursor}")
+        assert page["as_of"] == first["as_of"]
+        rows, cursor = rows + page["rows"], page["next_cursor"]
+    assert rows == whole
+
+
+def test_a_cursor_is_forged_422_of_another_list_422_or_gone_410(api: Api) -> None:
+    api.fill()
+    cursor = api.json("/v1/views/sales_minutes?limit=1")["next_cursor"]
+    text, _, signature = cursor.partition(".")
+    for forged in (
+        cursor[:-1] + ("A" if cursor[-1] != "A" else "B"),
+        f"{text}A.{signature}",
+        ".",
+        "",
+        "é",
+        "a.b.c",
+        "x" * 20_000,
+    ):
+        assert api.json(f"/v1/views/sales_minutes?limit=1&cursor={quote(forged)}", 422)["field"] == "cursor"
+    assert api.json(f"/v1/views/sales_minutes?limit=1&shop=north&cursor={cursor}", 422)["field"] == "cursor"
+    assert api.json(f"/v1/views/shops?limit=1&cursor={cursor}", 422)["field"] == "cursor"
+    api.now += 299
+    assert api.get(f"/v1/views/sales_minutes?limit=1&cursor={cursor}").status_code == 200
+    api.now += 301
+    api.service.cursors.open(cursor, json.loads(base64.urlsafe_b64decode(text + "=="))["list"])
+    assert api.json(f"/v1/views/sales_minutes?limit=1&cursor={cursor}", 410)["title"] == "Gone"
+
+
+def test_csv_opens_in_a_spreadsheet_and_runs_nothing(filled: Api) -> None:
+    answer = filled.get("/v1/views/shops?format=csv&limit=2")
+    assert answer.content.startswith(b"\xef\xbb\xbf")
+    rows = list(csv.reader(io.StringIO(answer.content.decode("utf-8-sig"))))
+    assert rows[1][0] == "'=cmd()" and not any(cell.startswith(("=", "@")) for row in rows for cell in row)
+    assert json.loads(answer.headers["x-highwater-as-of"]) == filled.json("/v1/views/shops")["as_of"]
+    assert answer.headers["x-highwater-complete"] == "true" and answer.headers["x-highwater-next-cursor"]
+    assert "Hà Nội" in filled.get("/v1/views/shops?format=csv").content.decode("utf-8-sig")
+
+
+def test_parquet_holds_the_same_rows(filled: Api) -> None:
+    for path in ("/v1/views/sales_minutes?every=1h", "/v1/events/sales-topic?limit=7", "/v1/reports/tops?order=-sales"):
+        join = "&" if "?" in path else "?"
+        table = pq.read_table(pa.BufferReader(filled.get(f"{path}{join}format=parquet").content))
+        assert table.num_rows == len(filled.json(path)["rows"]) > 0
+
+
+def test_reports_filter_order_and_tell_their_checks(filled: Api) -> None:
+    found = filled.json("/v1/reports/tops?shop=north&shop.null=true&order=sales")
+    assert [row["sales"] for row in found["rows"]] == [1, 3]
+    assert found["report"] == {"status": "ok", "version": 1, "failed_checks": []}
+    assert found["as_of"]["coverage"] == found["as_of"]["horizon"]
+
+
+def test_events_are_the_good_rows_newest_first(filled: Api) -> None:
+    rows = pages(filled, "/v1/events/sales-topic?limit=100")
+    assert len(rows) == good_in(filled.rows) and len({(row["partition"], row["offset"]) for row in rows}) == len(rows)
+    assert [row["kafka_time"] for row in rows] == sorted((row["kafka_time"] for row in rows), reverse=True)
+    some = filled.json("/v1/events/sales-topic?from=2026-01-31T23:00:00Z&to=2026-02-01T00:00:00Z&limit=10000")["rows"]
+    assert {row["id"] for row in some} == {
+        row["id"] for row in rows if "2026-01-31T23" <= row["event_time"] < "2026-02"
+    }
+    key = rows[17]["id"]
+    assert [row["id"] for row in filled.json(f"/v1/events/sales-topic?key={key}")["rows"]] == [key]
+
+
+def test_quarantine_is_every_other_row_with_its_raw_value(filled: Api) -> None:
+    rows = pages(filled, "/v1/quarantine?limit=7")
+    assert len(rows) == filled.rows.num_rows - good_in(filled.rows)
+    assert {row["problem"] for row in rows} == {"malformed", "amount_given", "duplicate"}
+    assert any(row["value_base64"] == "//4=" for row in rows)
+    assert {row["problem"] for row in pages(filled, "/v1/quarantine?limit=7&problem=duplicate&domain=shop")} == {
+        "duplicate"
+    }
+    assert {row["partition"] for row in filled.json("/v1/quarantine?partition=1")["rows"]} == {"1"}
+    assert filled.json("/v1/quarantine?problem=nope", 422)["field"] == "problem"
+    assert filled.json("/v1/quarantine?topic=nope", 404)["known"] == ["sales-topic"]
+
+
+def test_the_ledger_balances_and_notices_when_it_does_not(api: Api) -> None:
+    api.fill()
+    found = api.json("/v1/ledger")["domains"][0]
+    assert found["balanced"] and found["complete"] and found["events"]["merged"] == good_in(api.rows)
+    assert sum(found["quarantined"].values()) == api.rows.num_rows - good_in(api.rows)
+    assert sum(part["raw"] for part in found["partitions"]) == api.rows.num_rows
+    last = max(api.fs.list(f"{MASTER}/topic={SALES.topic}/log={LOG}/partition=0"), key=lambda entry: entry.path)
+    api.fs.delete(last.path)
+    api.service.look()
+    assert not api.json("/v1/ledger")["domains"][0]["balanced"]
+
+
+def test_an_accepted_gap_below_coverage_makes_every_answer_incomplete(api: Api) -> None:
+    api.fill()
+    chain = api.service.loaders["shop"].current.chain  # type: ignore[union-attr]
+    assert chain
+    end = end_of(api.rows, ORIGINS)
+    head = end[SALES.topic][LOG]["1"]
+    path = segment_path(MASTER, SALES.topic, LOG, "1", head)
+    api.fs.create(path, gap_segment(head, head + 5, pa.schema([("offset", pa.int64())])))
+    api.service.look()
+    assert api.json("/v1/views/shops")["complete"] is True  # the gap lies above coverage
+    later = events(Random(9), 30)
+    later = later.set_column(3, "offset", pa.compute.add(later["offset"], 10_000))
+    write_epoch(api.fs, SHOP, chain, len(api.pieces), end, later)
+    api.service.poll()
+    found = api.json("/v1/views/shops")
+    assert found["complete"] is False
+    assert found["missing"] == [
+        {"topic": SALES.topic, "log": LOG, "partition": "1", "start": head, "end": head + 5, "reason": "accepted gap"}
+    ]
+    assert json.loads(api.get("/v1/views/shops?format=csv").headers["x-highwater-complete"]) is False
+
+
+def test_errors_are_problem_documents_with_the_known_names(filled: Api) -> None:
+    for path, known in (
+        ("views/x", "shops"),
+        ("reports/x", "tops"),
+        ("events/x", SALES.topic),
+        ("views/x/proof", "shops"),
+    ):
+        assert known in filled.json(f"/v1/{path}", 404)["known"]
+    assert "limit" in filled.json("/v1/views/shops?nope=1", 422)["detail"]
+    for path in (
+        "/v1/views/..%2f..%2fetc%2fpasswd",
+        "/v1/views/%2e%2e",
+        "/nix",
+        "/static/..%2fserving_layer.py",
+        "/static/%00",
+        "/v1//views",
+    ):
+        assert filled.get(path).status_code == 404, path
+    answer = filled.client.post("/v1/views", content=b"x" * 100_000)
+    assert answer.status_code == 405 and answer.headers["allow"] == "GET"
+    assert filled.json("/v1/views/shops?shop=%ff", 422)["field"] == "query"
+    assert filled.json("/v1/views/shops?shop=%ed%a0%80", 422)["field"] == "query"
+
+
+def test_security_headers_stand_on_every_answer(filled: Api) -> None:
+    for path in ("/v1/views/shops", "/v1/views/x", "/docs", "/nix", "/metrics"):
+        headers = filled.get(path).headers
+        assert headers["x-content-type-options"] == "nosniff" and headers["content-security-policy"].startswith(
+            "default-src 'self'"
+        )
+    assert filled.get("/v1/views/shops").headers["cache-control"] == "no-store"
+
+
+def test_what_is_described_is_what_answers(filled: Api) -> None:
+    for path, item in filled.json("/openapi.json")["paths"].items():
+        if path.endswith("/proof"):
+            continue
+        assert filled.get(path).status_code == 200, path
+        for parameter in item["get"]["parameters"]:
+            if "example" in parameter:
+                answer = filled.get(f"{path}?{quote(parameter['name'])}={quote(str(parameter['example']))}")
+                assert answer.status_code == 200 or parameter["name"] in ("by", "topic"), (path, parameter, answer.text)
+    assert "sales_minutes" in filled.get("/docs").text and "<script" not in filled.get("/docs").text
+
+
+def test_metrics_tell_the_state(filled: Api) -> None:
+    text = filled.get("/metrics").text
+    assert (
+        'highwater_serving_balanced{domain="shop"} 1.0' in text
+        and 'highwater_serving_version{domain="shop"} 1.0' in text
+    )
+
+
+def _recount(tmp_path: Path, body: str) -> tuple[str, ...]:
+    script = tmp_path / "recount.py"
+    script.write_text(f"import json, sys, time\nasked = json.load(sys.stdin)\n{body}")
+    return (sys.executable, str(script))
+
+
+def test_a_proof_compares_row_by_row(filled: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = filled.json("/v1/views/shops?measures=sales,revenue,mean,buyers")["rows"]
+    body = (
+        "print(json.dumps({'rows': ROWS, 'offsets': asked['coverage'], 'segments': 3, 'from_kafka': 0, 'events': []}))"
+    )
+    monkeypatch.setattr(proof, "COMMAND", _recount(tmp_path, body.replace("ROWS", repr(rows))))
+    found = filled.json("/v1/views/shops/proof?measures=sales,revenue,mean,buyers")
+    assert found["match"] is True and found["segments"] == 3 and found["offsets"] == found["as_of"]["coverage"]
+    rows[0]["sales"] += 1
+    rows[1]["mean"] *= 1 + 1e-6
+    monkeypatch.setattr(proof, "COMMAND", _recount(tmp_path, body.replace("ROWS", repr(rows[:-1]))))
+    found = filled.json("/v1/views/shops/proof?measures=sales,revenue,mean,buyers")
+    assert not found["match"] and [one["column"] for one in found["differences"]] == ["sales", "mean", None]
+
+
+def test_a_proof_is_killed_at_its_deadline(filled: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mark = tmp_path / "alive"
+    body = f"time.sleep(1.5)\nopen({str(mark)!r}, 'w').write('x')"
+    monkeypatch.setattr(proof, "COMMAND", _recount(tmp_path, body))
+    monkeypatch.setattr(proof, "DEADLINE_SECONDS", 0.3)
+    found = filled.json("/v1/views/shops/proof", 503)
+    assert "python -m engine.verify --domain shop --view shops" in found["detail"] and found["offsets"]
+    time.sleep(1.6)
+    assert not mark.exists()
+
+
+def test_a_proof_of_too_many_groups_is_refused(filled: Api) -> None:
+    assert "200" in filled.json("/v1/views/sales_minutes/proof", 422)["detail"]
+
+
+_names = st.sampled_from(
+    [
+        "shop",
+        "size",
+        "shop.null",
+        "from",
+        "to",
+        "every",
+        "by",
+        "part",
+        "order",
+        "limit",
+        "cursor",
+        "format",
+        "measures",
+        "key",
+        "domain",
+        "problem",
+        "x",
+    ]
+)
+_texts = st.one_of(
+    st.text(max_size=20),
+    st.sampled_from(
+        [
+            "-1",
+            "1e309",
+            "NaN",
+            "9" * 400,
+            "\x00",
+            "0000-01-01T00:00:00Z",
+            "9999-12-31T23:59:59Z",
+            "9999-12-31T00:00:00-23:59",
+            str(2**63),
+        ]
+        + [
+            "' OR 1=1 --",
+            "1d",
+            "all",
+            "shop",
+            "-sales",
+            "",
+            "csv",
+            "parquet",
+            "true",
+            "speed",
+            "2026-01-31T00:00:00Z",
+            "0001-01-01T00:00:00+14:00",
+        ]
+    ),
+)
+_paths = [
+    "/v1/views",
+    "/v1/views/shops",
+    "/v1/views/sales_minutes",
+    "/v1/views/tag_days",
+    "/v1/reports/tops",
+    "/v1/ledger",
+]
+_paths += ["/v1/events/sales-topic", "/v1/quarantine", "/v1/views/shops/proof"]
+
+
+@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(path=st.sampled_from(_paths), params=st.lists(st.tuples(_names, _texts), max_size=4), raw=st.binary(max_size=8))
+def test_no_input_is_ever_a_500(
+    filled: Api, monkeypatch: pytest.MonkeyPatch, path: str, params: list[tuple[str, str]], raw: bytes
+) -> None:
+    monkeypatch.setattr(proof, "COMMAND", ("false",))
+    query = "&".join(f"{quote(name)}={quote(text.encode('utf-8', 'surrogatepass'))}" for name, text in params)
+    answer = filled.get(f"{path}?{query}{'&' + quote(raw) if len(raw) == 8 else ''}")
+    assert answer.status_code in (200, 404, 410, 422, 429, 503), (answer.status_code, path, query, answer.text)
+    if answer.status_code != 200:
+        assert answer.json()["status"] == answer.status_code
+
+
+def test_other_machines_are_refused_without_a_word_of_consent() -> None:
+    assert "--allow-remote" in str(listen_refusal("0.0.0.0", 0, False))
+    assert listen_refusal("0.0.0.0", 0, True) is None and listen_refusal("127.0.0.1", 0, False) is None
+    assert "cannot listen" in str(listen_refusal("no-such-host.invalid", 8000, False))
+    assert serving_layer.DRAIN_SECONDS <= 10

@@ -1,0 +1,309 @@
+"""Is what is served exact, and does it never go back, whatever happens to versions, chains and epochs?"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from random import Random
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from engine import chain as chains
+from engine import versions
+from engine.log import covers
+from engine.parameters import view_query
+from engine.query import fetch_rows, open_database
+from engine.snapshot import Loader, Snapshot
+from engine.watch import Seen, Watch
+from tests.unit.localfs import LocalFs
+from tests.unit.serving_data import (
+    LOG,
+    ORIGINS,
+    SALES,
+    SHOP,
+    SHOPS,
+    cut,
+    end_of,
+    events,
+    good_in,
+    parquet,
+    write_chain,
+    write_epoch,
+    write_epochs,
+    write_version,
+)
+
+
+class World:
+    """Events cut into 40 pieces, a file system, a loader and a clock."""
+
+    def __init__(self, folder: Path, number: int = 1, pieces: int = 40) -> None:
+        self.random = Random(number)
+        self.fs = LocalFs(folder)
+        self.rows = events(self.random, 600)
+        self.pieces = [piece for piece in cut(self.random, self.rows, pieces) if piece.num_rows]
+        self.now = 0.0
+        self.loader = Loader(self.fs, SHOP, open_database(), clock=lambda: self.now, relist_seconds=0.0)
+        self.chain = write_chain(self.fs, SHOP, 1, 0, ORIGINS)
+
+    def epochs(self, first: int, end: int) -> None:
+        for number in range(first, end):
+            write_epoch(self.fs, SHOP, self.chain, number, self.end(number), self.pieces[number])
+
+    def version(self, number: int, pieces: int) -> None:
+        write_version(self.fs, SHOP, number, pa.concat_tables(self.pieces[:pieces]), self.end(pieces))
+
+    def end(self, pieces: int) -> dict[str, dict[str, dict[str, int]]]:
+        """Position after so many pieces."""
+        return end_of(pa.concat_tables(self.pieces[:pieces]) if pieces else self.rows.slice(0, 0), ORIGINS)
+
+    def poll(self) -> Snapshot:
+        self.now += 1
+        found = self.loader.poll()
+        assert found is not None
+        return found
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+def sales(snapshot: Snapshot) -> int:
+    """Sales by the view, which must be what the snapshot says of itself."""
+    query = view_query(SHOPS, [("by", "")])
+    with open_database() as database:
+        rows = fetch_rows(database, query, {"batch": snapshot.batch["shops"], "speed": snapshot.speed["shops"]}, 0)
+    total = int(rows[0][0]) if rows else 0
+    assert total == snapshot.manifest.events + snapshot.events_speed
+    return total
+
+
+def good_below(world: World, coverage: dict[str, dict[str, dict[str, int]]]) -> int:
+    ends = coverage[SALES.topic][LOG]
+    rows = zip(*(world.rows[name].to_pylist() for name in ("partition", "offset", "problem")), strict=True)
+    return sum(1 for partition, offset, problem in rows if problem is None and offset < ends[partition])
+
+
+def test_neither_version_nor_chain_is_no_snapshot(tmp_path: Path) -> None:
+    assert Loader(LocalFs(tmp_path), SHOP, open_database()).poll() is None
+
+
+def test_before_the_first_version_the_epochs_alone_answer(world: World) -> None:
+    assert sales(world.poll()) == 0
+    world.epochs(0, 5)
+    snapshot = world.poll()
+    assert (snapshot.manifest.version, snapshot.chain, snapshot.coverage) == (0, world.chain, world.end(5))
+    assert sales(snapshot) == good_in(pa.concat_tables(world.pieces[:5]))
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_every_step_of_a_random_run_is_exact_and_never_goes_back(tmp_path: Path, number: int) -> None:
+    world = World(tmp_path, number)
+    written = version = 0
+    before: Snapshot | None = None
+    while written < len(world.pieces):
+        step = min(len(world.pieces), written + world.random.randrange(1, 7))
+        world.epochs(written, step)
+        written = step
+        if world.random.random() < 0.5:
+            version += 1
+            world.version(version, world.random.randrange(max(0, written - 5), written + 1))
+        if world.random.random() < 0.2:
+            world.loader = Loader(world.fs, SHOP, open_database(), relist_seconds=0.0)
+            before = None
+        snapshot = world.poll()
+        assert snapshot.manifest.version == version and snapshot.coverage == world.end(written)
+        assert sales(snapshot) == good_below(world, snapshot.coverage)
+        assert before is None or covers(snapshot.coverage, before.coverage)
+        before = snapshot
+
+
+def test_only_new_epochs_are_read(world: World) -> None:
+    world.epochs(0, 30)
+    world.version(1, 3)
+    world.poll()
+    world.fs.reads.clear()
+    world.epochs(30, 31)
+    world.poll()
+    assert [path for path in world.fs.reads if path.endswith(".parquet")] == [chains.epoch_path("shop", 1, 30)]
+
+
+def test_a_cold_start_reads_no_epoch_far_below_the_horizon(world: World) -> None:
+    world.epochs(0, len(world.pieces))
+    world.version(1, len(world.pieces) - 2)
+    world.poll()
+    assert sum("/speed_views/" in path and path.endswith(".parquet") for path in world.fs.reads) <= 8
+
+
+def test_a_missing_epoch_ends_coverage_before_it(world: World) -> None:
+    world.epochs(0, 20)
+    world.version(1, 5)
+    world.fs.delete(chains.epoch_path("shop", 1, 12))
+    snapshot = world.poll()
+    assert snapshot.coverage == world.end(12) and sales(snapshot) == good_below(world, world.end(12))
+
+
+@pytest.mark.parametrize("broken", [5, 0])
+def test_the_first_epoch_after_the_horizon_missing_leaves_the_version_alone(world: World, broken: int) -> None:
+    world.epochs(0, 20)
+    if broken:
+        world.version(1, 5)
+    world.fs.delete(chains.epoch_path("shop", 1, broken))
+    assert world.poll().coverage == world.end(broken)
+
+
+def test_a_damaged_epoch_is_refused_and_the_last_good_snapshot_kept(world: World) -> None:
+    world.epochs(0, 10)
+    assert world.poll().coverage == world.end(10)
+    world.fs.create(chains.epoch_path("shop", 1, 10), b"PAR1 not really")
+    write_epoch(world.fs, SHOP, world.chain, 11, world.end(11), world.pieces[11])
+    assert world.poll().coverage == world.end(10)
+    world.fs.delete(chains.epoch_path("shop", 1, 10))
+    world.epochs(10, 11)
+    assert world.poll().coverage == world.end(12)
+
+
+def test_an_epoch_that_does_not_continue_is_refused(world: World) -> None:
+    world.epochs(0, 10)
+    write_epoch(world.fs, SHOP, world.chain, 10, world.end(11), world.pieces[11])
+    assert world.poll().coverage == world.end(10)
+
+
+def test_deleted_speed_data_changes_no_answer_until_there_is_a_better_one(world: World) -> None:
+    world.epochs(0, 20)
+    world.version(1, 10)
+    before = world.poll()
+    world.fs.delete("/data/speed_views", recursive=True)
+    assert world.poll() is before
+    world.version(2, 15)
+    assert world.poll() is before  # its horizon lies below what was already answered
+    world.version(3, 25)
+    after = world.poll()
+    assert (after.manifest.version, after.chain, after.coverage) == (3, None, world.end(25))
+    assert sales(after) == good_below(world, world.end(25))
+
+
+def test_a_new_chain_of_the_same_number_is_not_mixed_with_the_deleted_one(world: World) -> None:
+    world.epochs(0, 20)
+    world.version(1, 1)
+    world.poll()
+    world.fs.delete("/data/speed_views", recursive=True)
+    world.chain = write_chain(world.fs, SHOP, 1, 1, world.end(1), created="2026-02-02T00:00:00Z")
+    write_epochs(world.fs, SHOP, world.chain, [pa.concat_tables(world.pieces[1:15])])
+    assert world.poll().coverage == world.end(20)
+    write_epoch(world.fs, SHOP, world.chain, 1, world.end(15), pa.concat_tables(world.pieces[15:30]))
+    after = world.poll()
+    assert after.coverage == world.end(30) and sales(after) == good_below(world, world.end(30))
+
+
+def test_a_new_chain_is_taken_when_it_has_caught_up(world: World) -> None:
+    world.epochs(0, 20)
+    world.version(1, 10)
+    before = world.poll()
+    world.version(2, 18)
+    fresh = write_chain(world.fs, SHOP, 2, 2, world.end(18))
+    assert world.poll().chain == world.chain and world.poll().manifest.version == 2
+    write_epoch(world.fs, SHOP, fresh, 0, world.end(18), world.pieces[18])
+    assert world.poll().chain == world.chain
+    write_epoch(world.fs, SHOP, fresh, 1, world.end(19), pa.concat_tables(world.pieces[19:25]))
+    after = world.poll()
+    assert after.chain == fresh and covers(after.coverage, before.coverage)
+    assert after.coverage == world.end(25) and sales(after) == good_below(world, world.end(25))
+
+
+def test_a_version_that_fits_no_chain_waits_until_it_covers(world: World) -> None:
+    world.epochs(0, 20)
+    world.version(1, 10)
+    world.poll()
+    middle = pa.concat_tables([*world.pieces[:11], world.pieces[11].slice(0, max(1, world.pieces[11].num_rows // 2))])
+    if end_of(middle, ORIGINS) == world.end(12):
+        middle = middle.slice(0, middle.num_rows - 1)
+    write_version(world.fs, SHOP, 2, middle, end_of(middle, ORIGINS))
+    assert world.poll().manifest.version == 1
+
+
+def test_rollback_is_instant_and_loses_nothing(world: World) -> None:
+    world.epochs(0, 20)
+    world.version(1, 5)
+    world.version(2, 15)
+    assert world.poll().manifest.version == 2
+    world.fs.create(f"{versions.SERVED}/shop/1.json", b'{"version": 1}')
+    back = world.poll()
+    assert (back.manifest.version, back.coverage) == (1, world.end(20)) and sales(back) == good_below(
+        world, world.end(20)
+    )
+    world.fs.create(f"{versions.SERVED}/shop/2.json", b'{"version": null}')
+    assert world.poll().manifest.version == 2
+
+
+def test_only_a_recorded_rollback_may_go_back(world: World) -> None:
+    world.epochs(0, 5)
+    world.version(1, 5)
+    world.version(2, 20)
+    assert world.poll().coverage == world.end(20)
+    world.fs.create(f"{versions.SERVED}/shop/1.json", b'{"version": 1}')
+    assert world.poll().coverage == world.end(5)
+    world.epochs(5, 6)
+    assert world.poll().coverage == world.end(6)
+
+
+def test_another_definition_is_never_combined(world: World) -> None:
+    world.epochs(0, 5)
+    other = dataclasses.replace(SHOP, views=(dataclasses.replace(SHOPS, show={"twice": "2 * sales"}),))
+    write_version(world.fs, other, 1, pa.concat_tables(world.pieces[:9]), world.end(9))
+    write_chain(world.fs, other, 2, 0, ORIGINS)
+    snapshot = world.poll()
+    assert (snapshot.manifest.version, snapshot.coverage) == (0, world.end(5))
+
+
+def test_a_damaged_version_keeps_the_last_good_one(world: World) -> None:
+    world.epochs(0, 20)
+    world.version(1, 5)
+    world.poll()
+    world.version(2, 15)
+    world.fs.delete(f"{versions.folder('shop', 2)}/shops/part-1.parquet")
+    world.fs.create(f"{versions.folder('shop', 3)}/manifest.json", b"{")
+    assert (world.poll().manifest.version, world.poll().coverage) == (1, world.end(20))
+
+
+def test_a_version_with_other_rows_than_its_manifest_says_is_refused(world: World) -> None:
+    world.epochs(0, 20)
+    world.version(1, 5)
+    world.version(2, 15)
+    folder = f"{versions.folder('shop', 2)}/sales_minutes"
+    data = world.fs.read(f"{folder}/part-0.parquet")
+    extra = pq.read_table(pa.BufferReader(data)).slice(0, 1)
+    world.fs.delete(f"{folder}/part-0.parquet")
+    world.fs.create(
+        f"{folder}/part-0.parquet", parquet(pa.concat_tables([extra, pq.read_table(pa.BufferReader(data))]))
+    )
+    assert world.poll().manifest.version == 1
+
+
+def test_staleness_speaks_of_what_lies_above_and_grows_while_nothing_covers_it(world: World) -> None:
+    world.epochs(0, 10)
+    snapshot, watch = world.poll(), Watch(SHOP)
+    watch.seen = Seen({}, {})
+    assert watch.staleness(snapshot, 4e9) > 1e9  # never seen fresh: as old as its newest epoch
+    ids = {SALES.topic: LOG}
+    covered = {SALES.topic: {int(p): (0, end) for p, end in snapshot.coverage[SALES.topic][LOG].items()}}
+    ahead = {SALES.topic: {p: (0, end + 1) for p, (_, end) in covered[SALES.topic].items()}}
+    watch.note(4e9, ids, covered)
+    assert watch.staleness(snapshot, 4e9 + 0.5) == 0.5
+    watch.note(4e9 + 1, ids, ahead)
+    watch.note(4e9 + 2, ids, ahead)
+    assert watch.staleness(snapshot, 4e9 + 30) == 30
+    assert watch.missing(snapshot) == []  # what lies above is not missing
+
+
+def test_what_kafka_has_and_nothing_covers_is_missing(world: World) -> None:
+    world.epochs(0, 10)
+    snapshot, watch = world.poll(), Watch(SHOP)
+    watch.seen = Seen({}, {})
+    watch.note(1.0, {SALES.topic: "newLog"}, {SALES.topic: {0: (3, 9), 1: (4, 4)}})
+    assert [(m["log"], m["partition"], m["start"], m["end"]) for m in watch.missing(snapshot)] == [
+        ("newLog", "0", 3, 9)
+    ]
