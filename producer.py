@@ -17,6 +17,7 @@ Shows:      /metrics and /health on :8082; a progress line each second, or every
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import sys
 import time
@@ -178,11 +179,20 @@ def connect(chosen: Settings) -> KafkaProducer:
             delivery_timeout_ms=timeout_ms,
             max_block_ms=timeout_ms,
             bootstrap_timeout_ms=timeout_ms,
+            reconnect_backoff_max_ms=2000,
             allow_auto_create_topics=False,
             metrics_enabled=False,
         )
     except KafkaError as error:
         raise kafka.KafkaUnreachable(f"Kafka does not answer at {chosen.kafka_bootstrap_servers}: {error}") from None
+
+
+def abandon(producer: KafkaProducer) -> None:
+    """Close a client; what it still holds fails. Its own close() raises, and stays open, while something is unanswered."""
+    producer._sender.force_close()
+    producer._sender.join(5)
+    with contextlib.suppress(KafkaError):
+        producer.close(timeout=1)
 
 
 def to_kafka(
@@ -218,7 +228,7 @@ def to_kafka(
             finished, moved = tally.finished, now
         elif now - moved > patience:
             print(f"producer: no answer for {now - moved:.0f} s; connecting anew", file=sys.stderr, flush=True)
-            producer.close(timeout=0)  # fails whatever it still holds
+            abandon(producer)
             producer, moved = connect(chosen), time.monotonic()
 
     def send(message: Message) -> None:
@@ -243,7 +253,7 @@ def to_kafka(
             producer.flush(timeout=chosen.send_timeout_sec)
         except KafkaError as error:
             print(f"producer: not everything was flushed in {chosen.send_timeout_sec:g} s: {error}", file=sys.stderr)
-        producer.close(timeout=1)
+        abandon(producer)
         tally.give_up()
         if journal:
             journal.close()

@@ -92,8 +92,11 @@ def checked(view: View, asked: Question) -> Question:
 
 
 def moment(text: str) -> datetime:
-    """Naive UTC of an ISO-8601 text; no zone means UTC."""
-    value = datetime.fromisoformat(text.upper())
+    """Naive UTC of an ISO-8601 text; no zone means UTC. Raises BadQuestion."""
+    try:
+        value = datetime.fromisoformat(text.upper())
+    except ValueError:
+        raise BadQuestion(f"{text!r} is no time") from None
     return value.astimezone(UTC).replace(tzinfo=None) if value.tzinfo else value
 
 
@@ -103,16 +106,19 @@ def view_rows(
     """Recompute a view at an `as_of` ({"horizon", "coverage"}); one dict per group, times naive UTC."""
     _set_bounds(con, asked.part, as_of)
     sql, values = _folded(domain, view, asked)
-    folded = _with_deviations(con.sql(sql, params=values).to_arrow_table(), view)
+    folded, counts = _finished(con.sql(sql, params=values).to_arrow_table(), view)
     con.register("folded", folded)
     try:
         derived = "".join(f', {sql} AS "{name}"' for name, sql in view.show.items())
         shown = con.execute(f"SELECT *{derived} FROM folded")
         names = [column[0] for column in shown.description]
         wanted = {*asked.keys(view), *asked.columns}
-        return [{n: v for n, v in zip(names, row, strict=True) if n in wanted} for row in shown.fetchall()]
+        rows = [{n: v for n, v in zip(names, row, strict=True) if n in wanted} for row in shown.fetchall()]
     finally:
         con.unregister("folded")
+    for row in rows:
+        row |= {name: counts[name][row.pop(_ROW)] if name in wanted else None for name in ()}
+    return rows
 
 
 def report_rows(con: duckdb.DuckDBPyConnection, domain: Domain, report: Report, horizon: Position) -> list[Row]:
@@ -286,7 +292,7 @@ def _measured(view: View, measure: Measure) -> str:
         case "first" | "last":
             return f"{'arg_min' if measure.kind == 'first' else 'arg_max'}({value}, {position}){only}"
         case "distinct":
-            return f"count(DISTINCT {value}){only}"
+            return f"coalesce(list(DISTINCT CAST({value} AS VARCHAR)){only}, [])"
     raise NotImplementedError(
         f"view '{view.name}': the recount has no '{measure.kind}'; write it in engine/recompute.py"
     )

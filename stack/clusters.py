@@ -5,6 +5,7 @@ Half of a stack that was wiped, or restored from a backup, shows here before any
 
 from __future__ import annotations
 
+import json
 import socket
 import struct
 from pathlib import Path
@@ -39,6 +40,20 @@ def zookeeper_kafka_id(settings: Settings) -> str:
     """
     text = read_node(settings.port("ZOOKEEPER_PORT"), "/cluster/id").decode()
     return text.partition('"id":"')[2].partition('"')[0]
+
+
+def kafka_advertised(settings: Settings) -> list[tuple[str, int]]:
+    """The addresses that the broker registered and tells its clients, also those that no client could use.
+
+    Not from the broker's metadata: its own controller cannot reach a dead address either, and then serves none.
+
+    Raises:
+        OSError: ZooKeeper does not answer.
+    """
+    broker = _property(settings.data / "kafka" / "meta.properties", "broker.id")
+    registered = json.loads(read_node(settings.port("ZOOKEEPER_PORT"), f"/brokers/ids/{broker}") or b"{}")
+    addresses = (endpoint.partition("://")[2].rpartition(":") for endpoint in registered.get("endpoints", []))
+    return [(host, int(port)) for host, _, port in addresses]
 
 
 def read_node(port: int, path: str) -> bytes:

@@ -185,8 +185,8 @@ def check_listener(settings: Settings) -> Iterator[Finding]:
     if not _runs(KAFKA, settings):
         return
     try:
-        brokers = probes.kafka_advertised(settings)
-    except OSError:  # a broker that does not answer is a finding of check_services
+        brokers = clusters.kafka_advertised(settings)
+    except OSError:  # a ZooKeeper that does not answer is a finding of check_services
         return
     for host, port in brokers:
         if wrong := probes.reachable(host, port):

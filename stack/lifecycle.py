@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -149,7 +149,7 @@ def _start_chain(chain: tuple[Service, ...], settings: Settings, began: float, s
             _report(service, settings, fresh[service], began, say)
     if hdfs:
         for service in chain:
-            _await(service, settings, marks[service])
+            _await(service, settings, marks[service], {other: marks[other] for other in chain if other != service})
             _report(service, settings, fresh[service], began, say)
         client = hdfs_client(settings)
         for folder in HDFS_FOLDERS:
@@ -166,8 +166,13 @@ def _start(service: Service, settings: Settings) -> None:
     )
 
 
-def _await(service: Service, settings: Settings, log_mark: int) -> None:
-    """Wait until a started service answers; a broker that ZooKeeper still knows from before is started again."""
+def _await(service: Service, settings: Settings, log_mark: int, beside: Mapping[Service, int] | None = None) -> None:
+    """Wait until a started service answers; a broker that ZooKeeper still knows from before is started again.
+
+    Args:
+        log_mark: where its log ended before it was started, in bytes.
+        beside: services that it waits for in turn, with their log marks: if one ends, waiting is in vain.
+    """
     began, pause = time.monotonic(), 0.5
     while reason := service.ready(settings):
         waited = time.monotonic() - began
@@ -179,6 +184,9 @@ def _await(service: Service, settings: Settings, log_mark: int) -> None:
                 _start(service, settings)
                 continue
             raise StackError(_ended(service, settings, said))
+        for other, other_mark in (beside or {}).items():
+            if not process.running_pid(other.pid_file(settings)):
+                raise StackError(_ended(other, settings, process.tail(other.log_file(settings), 200, other_mark)))
         if waited > DEADLINE:
             log = service.log_file(settings)
             raise StackError(f"{service.name}: {reason} after {waited:.0f} s; see {log}, then: python -m stack doctor")

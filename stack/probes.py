@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import socket
-import struct
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
@@ -114,35 +113,6 @@ def kafka_brokers(settings: Settings) -> list[tuple[str, int]]:
             return [(broker["host"], int(broker["port"])) for broker in admin.describe_cluster()["brokers"]]
         finally:
             admin.close()
-
-
-def kafka_advertised(settings: Settings) -> list[tuple[str, int]]:
-    """The addresses that the broker tells its clients, also those that no client could use.
-
-    By Kafka's own protocol (Metadata, version 1, no topics): a client library gives up as a whole on such an address.
-
-    Raises:
-        OSError: the broker does not answer.
-    """
-    request = struct.pack(">hhih i", 3, 1, 1, -1, 0)  # api key, version, correlation id, no client id, no topics
-    address = (HOST, settings.port("KAFKA_PORT"))
-    with socket.create_connection(address, timeout=PATIENCE) as connection, connection.makefile("rb") as stream:
-        connection.sendall(struct.pack(">i", len(request)) + request)
-
-        def number(form: str) -> int:
-            raw = stream.read(struct.calcsize(form))
-            if len(raw) < struct.calcsize(form):
-                raise ConnectionError("the broker closed the connection")
-            return int(struct.unpack(form, raw)[0])
-
-        number(">i"), number(">i")  # size, correlation id
-        brokers = []
-        for _ in range(number(">i")):
-            number(">i")  # broker id
-            host = stream.read(number(">h")).decode()
-            brokers.append((host, number(">i")))
-            stream.read(max(number(">h"), 0))  # rack, -1 for none
-        return brokers
 
 
 def hdfs_client(settings: Settings) -> Any:

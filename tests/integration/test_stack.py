@@ -157,3 +157,20 @@ def test_two_stacks_live_side_by_side_and_reset_wipes_one(settings: Settings, tm
         assert run(settings, "status").returncode == 0
     finally:
         lifecycle.down(other)
+
+
+def test_up_names_the_datanode_when_its_blocks_belong_to_another_namenode(settings: Settings) -> None:
+    version = settings.data / "dn" / "current" / "VERSION"
+    assert run(settings, "down").returncode == 0
+    kept = version.read_text()
+    version.write_text(re.sub(r"clusterID=.*", "clusterID=CID-other", kept))
+    try:
+        began = time.monotonic()
+        done = run(settings, "up")
+        assert done.returncode == 2
+        assert re.search(r"^datanode: ended while starting; see .*datanode\.log", done.stderr, re.MULTILINE)
+        assert "Incompatible clusterIDs" in done.stderr
+        assert time.monotonic() - began < lifecycle.DEADLINE
+    finally:
+        version.write_text(kept)
+    assert run(settings, "up").returncode == 0

@@ -133,7 +133,7 @@ def test_doctor_never_tells_to_leave_a_safe_mode_that_guards_lost_blocks(
     for path in blocks:
         path.unlink()
     monkeypatch.setattr(lifecycle, "DEADLINE", 30.0)
-    with pytest.raises(StackError, match="namenode: is in safe mode"):
+    with pytest.raises(StackError, match="(?i)safe ?mode"):
         lifecycle.up(settings, say=lambda line: None)
     (finding,) = doctor.check_safe_mode(settings)
     assert "leave" not in finding.fix

@@ -85,6 +85,7 @@ def test_equal_values_are_the_same(served: Any, counted: Any) -> None:
         ("2026-03-01T12:00:00.000001Z", NOON),
         ("2026-03-01T12:00:00+07:00", NOON),
         (None, NOON),
+        ("noon", NOON),
         ({"a": 1}, {"a": 1, "b": None}),
         ({"a": 1}, {"a": 2}),
         (["a"], ["a", "b"]),
