@@ -74,16 +74,12 @@ class Ingest:
                 f"a topic of {self.domain.name} was deleted or made anew; its log is closed, a new one begins"
             )
         ranges = kafka.log_ranges(self.consumer, self.domain.topics)
-        for topic, lg in self.logs.items():
-            mirrored = self.reader.partitions([topic])[topic].get(lg, {})
-            check_continuity(
-                self.fs,
-                topic,
-                mirrored,
-                ranges[topic],
-                lambda *at: kafka.record_at(self.consumer, *at),
-                self.domain.name,
-            )
+        known = self.reader.partitions(self.domain.topics)
+        mirrored = {topic: known[topic].get(lg, {}) for topic, lg in self.logs.items()}
+        newest = {(t, int(p)): at.head - 1 for t, by in mirrored.items() for p, at in by.items() if at.head > at.origin}
+        records = kafka.records_at(self.consumer, newest)
+        for topic, partitions in mirrored.items():
+            check_continuity(self.fs, topic, partitions, ranges[topic], records, self.domain.name)
 
     def starting_offsets(self) -> str:
         """Return Spark's startingOffsets: the heads, or where the settings say for a log that was never seen."""

@@ -8,8 +8,9 @@ Reads:      nothing but the generators of `domains/`.
 Writes:     the topics of the domain (created when missing), key = the stream's key field, value = one JSON object in
             UTF-8; or a file: csv (UTF-8 with BOM, no formulas), json (one array), jsonl (one event a line).
 Guarantees: idempotent, acks=all, so an event is once in the log and in order within its key, or it is reported as
-            failed (exit 1). Counts are acknowledgements. Each event was checked against the schema, except those
-            broken on purpose. With --seed and --start the same events come out, byte for byte.
+            failed (exit 1; whether the log has it is then unknown). Counts are acknowledgements. Each event was
+            checked against the schema, except those broken on purpose. With --seed and --start the same events come
+            out, byte for byte.
             SIGINT and SIGTERM stop, flush within SEND_TIMEOUT_SEC, print the summary and exit 0.
 Shows:      /metrics and /health on :8082; a progress line each second, or every 5 s when not on a terminal.
 """
@@ -24,6 +25,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from random import Random, SystemRandom
 from typing import Any, NamedTuple
 
@@ -188,7 +190,7 @@ def connect(chosen: Settings) -> KafkaProducer:
 
 
 def abandon(producer: KafkaProducer) -> None:
-    """Close a client; what it still holds fails. Its own close() raises, and stays open, while something is unanswered."""
+    """Close a client and fail what it still holds; its own close() raises and stays open while answers are missing."""
     producer._sender.force_close()
     producer._sender.join(5)
     with contextlib.suppress(KafkaError):
@@ -204,7 +206,7 @@ def to_kafka(
     partitions = {stream.topic: len(producer.partitions_for(stream.topic)) for stream in streams}
     if chosen.producer_metrics_port:
         serve_metrics(tally, chosen.metrics_host, chosen.producer_metrics_port)
-    journal = open(args.journal, "a", encoding="utf-8", buffering=1) if args.journal else None  # noqa: SIM115
+    journal = Path(args.journal).open("a", encoding="utf-8", buffering=1) if args.journal else None  # noqa: SIM115
     patience = 1.5 * chosen.send_timeout_sec + 5
     finished, moved, look_at = 0, time.monotonic(), 0.0
 

@@ -171,7 +171,9 @@ def main(argv: list[str] | None = None) -> int:
     start_logging(settings)
     service = Service(settings, chosen, Hdfs(settings.hdfs_url, settings.hadoop_user_name))
     host, port = settings.serving_host, settings.serving_port
-    structlog.get_logger("serving_layer").info("serving", url=f"http://{host}:{port}/", domains=[d.name for d in chosen])
+    structlog.get_logger("serving_layer").info(
+        "serving", url=f"http://{host}:{port}/", domains=[d.name for d in chosen]
+    )
     asyncio.run(serve(create_app(service), settings, service))
     return 0
 

@@ -367,7 +367,7 @@ class Measured:
         started = time.perf_counter()
         try:
             response = await call_next(request)
-        except Exception as error:  # noqa: BLE001 - the caller gets an answer, the log the traceback
+        except Exception as error:
             response = fault(request, error)
         route = getattr(request.scope.get("route"), "path", "other")
         self._requests.labels(route, response.status_code).inc()

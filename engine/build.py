@@ -109,8 +109,7 @@ def refresh_plain_folders(fs: Hdfs, domain: Domain) -> None:
         plain, marker = f"{VIEWS}/{name}", f"{VIEWS}/{name}/_version-{number:010d}"
         if fs.status(marker):
             continue
-        staged = f"{STAGING}/plain-{name}-{number}"
-        fs.delete(staged, recursive=True)
+        staged = f"{STAGING}/plain-{name}-{number}-{utc_now():%Y%m%dT%H%M%S%f}"
         fs.mkdirs(staged)
         for file in entry["files"]:
             fs.create(f"{staged}/{file}", fs.read(f"{versions.folder(domain.name, number)}/{name}/{file}"))
@@ -124,6 +123,7 @@ def refresh_plain_folders(fs: Hdfs, domain: Domain) -> None:
             continue  # another run is doing the same
         finally:
             fs.delete(old, recursive=True)
+            fs.delete(staged, recursive=True)
 
 
 def prune(fs: Hdfs, domain: Domain, keep: int) -> dict[str, int]:

@@ -1,7 +1,7 @@
 """Does an answer say what the recount says? Group by group, column by column; used by `engine.verify` alone.
 
 Counts, sums, min, max, first, last must be equal digit for digit, averages and deviations within 1e-9; `distinct` is an
-estimate and must lie within its stated error of the exact count.
+estimate: it must be that of one sketch of all values, and lie within its stated error of the exact count.
 """
 
 from __future__ import annotations
@@ -88,9 +88,9 @@ def near(served: Any, counted: Any) -> bool:
 
 
 def estimated(served: Any, counted: Any) -> bool:
-    """True if an estimate of a number of different values lies within its stated error of the exact number."""
+    """True if an estimate is that of one sketch of all values, and within its stated error of their exact number."""
     error = DISTINCT_FLOOR if counted <= DISTINCT_SMALL else DISTINCT_SHARE * counted
-    return _is_number(served) and abs(served - counted) <= error
+    return _is_number(served) and abs(served - counted) <= error and served == getattr(counted, "estimate", served)
 
 
 def _time(text: str) -> datetime | None:

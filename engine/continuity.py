@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -10,8 +10,8 @@ import structlog
 
 from engine.log import FileSystem, Partition
 
-# offset → (offset, timestamp in ms, key, value), or None where Kafka no longer has it
-RecordAt = Callable[[str, int, int], tuple[int, int, bytes | None, bytes | None] | None]
+# offset, timestamp in ms, key, value
+Record = tuple[int, int, bytes | None, bytes | None]
 
 _log = structlog.get_logger("engine.continuity")
 
@@ -29,7 +29,7 @@ def check_continuity(
     topic: str,
     mirrored: Mapping[str, Partition],
     kafka: Mapping[int, tuple[int, int]],
-    record_at: RecordAt,
+    records: Mapping[tuple[str, int], Record],
     domain: str,
 ) -> None:
     """Compare the present log of one topic with Kafka.
@@ -37,7 +37,7 @@ def check_continuity(
     Args:
         mirrored: partition → what the master dataset has of the present log.
         kafka: partition → (earliest offset, end offset).
-        record_at: reads one Kafka record.
+        records: (topic, partition) → Kafka's record at head − 1, where Kafka still has it.
 
     Raises:
         LogReplaced: Kafka ends below the head, or its record at head − 1 is not the stored row.
@@ -59,7 +59,7 @@ def check_continuity(
             )
         if any(gap_end == head for _, gap_end in partition.gaps):
             continue
-        live = record_at(topic, int(name), head - 1)
+        live = records.get((topic, int(name)))
         if live is None:
             _log.warning("continuity unproven", topic=topic, partition=name, offset=head - 1)
         elif live[1:] != stored_row(fs, partition):

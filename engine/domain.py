@@ -272,7 +272,9 @@ class View:
             raise DeclarationError(f"{where}: a name occurs twice among dimensions, measures and shown columns")
         for name in (*self.measures, *self.show):
             if not _NAME.fullmatch(name) or "__" in name or name in SQL_WORDS:
-                raise DeclarationError(f"{where} '{name}': a lower-case identifier without '__', no SQL word, is wanted")
+                raise DeclarationError(
+                    f"{where} '{name}': a lower-case identifier without '__', no SQL word, is wanted"
+                )
         for dimension in self.by:
             self.type_of(dimension)
         if self.explode and (self.explode not in self.by or self.type_of(self.explode) != "ARRAY<STRING>"):

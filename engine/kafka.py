@@ -62,8 +62,8 @@ class Reader:
         self.admin = admin(settings, timeout)
         self._settings, self._timeout = settings, timeout
 
-    def read(self, tp: TopicPartition, offset: int) -> Any:
-        """Return the first record at or after `offset`, or None when none came in time."""
+    def read(self, wanted: Mapping[TopicPartition, int]) -> dict[TopicPartition, Any]:
+        """Return, per partition, the first record at or after the wanted offset; those that came in time."""
         client = _connected(
             KafkaConsumer,
             self._settings,
@@ -72,16 +72,20 @@ class Reader:
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             allow_auto_create_topics=False,
+            max_partition_fetch_bytes=65_536,  # one record is wanted, and a larger one comes all the same
             request_timeout_ms=int(REQUEST_SECONDS * 1000),
         )
+        found: dict[TopicPartition, Any] = {}
         try:
-            client.assign([tp])
-            client.seek(tp, offset)
+            client.assign(list(wanted))
+            for tp, offset in wanted.items():
+                client.seek(tp, offset)
             deadline = time.monotonic() + REQUEST_SECONDS
-            while time.monotonic() < deadline:
-                for record in client.poll(timeout_ms=500, max_records=1).get(tp, ()):
-                    return record
-            return None
+            while len(found) < len(wanted) and time.monotonic() < deadline:
+                for tp, records in client.poll(timeout_ms=500).items():
+                    found.setdefault(tp, records[0])
+                    client.pause(tp)
+            return found
         finally:
             client.close(autocommit=False, timeout_ms=1000)
 
@@ -164,23 +168,39 @@ def log_ranges(client: KafkaAdminClient | Reader, topics: Iterable[str]) -> dict
     return _answer(ask)
 
 
-def record_at(
-    reader: Reader, topic: str, partition: int, offset: int
-) -> tuple[int, int, bytes | None, bytes | None] | None:
-    """Return (offset, timestamp in ms, key, value) of one record, or None when the log does not hold it (any more).
+Record = tuple[int, int, bytes | None, bytes | None]  # offset, timestamp in ms, key, value
+
+
+def record_at(reader: Reader, topic: str, partition: int, offset: int) -> Record | None:
+    """Return one record, or None when the log does not hold it (any more). Raises KafkaUnreachable."""
+    return records_at(reader, {(topic, partition): offset}).get((topic, partition))
+
+
+def records_at(reader: Reader, wanted: Mapping[tuple[str, int], int]) -> dict[tuple[str, int], Record]:
+    """Return the record at one offset of each (topic, partition); what the log does not hold (any more) is left out.
 
     Raises:
         KafkaUnreachable: the log holds it, but it did not come in time.
     """
-    start, end = log_ranges(reader, [topic]).get(topic, {}).get(partition, (0, 0))
-    if not start <= offset < end:
-        return None
-    record = _answer(lambda: reader.read(TopicPartition(topic, partition), offset))
-    if record is None:
+    ranges = log_ranges(reader, {topic for topic, _ in wanted})
+    held = {}
+    for (topic, partition), offset in wanted.items():
+        start, end = ranges.get(topic, {}).get(partition, (0, 0))
+        if start <= offset < end:
+            held[TopicPartition(topic, partition)] = offset
+    if not held:
+        return {}
+    found = _answer(lambda: reader.read(held))
+    late = [tp for tp in held if tp not in found]
+    if late:
         raise KafkaUnreachable(
-            f"topic '{topic}' partition {partition}: offset {offset} not read in {REQUEST_SECONDS:g} s"
+            f"topic '{late[0].topic}' partition {late[0].partition}: offset {held[late[0]]} not read in {REQUEST_SECONDS:g} s"
         )
-    return (record.offset, record.timestamp, record.key, record.value) if record.offset == offset else None
+    return {
+        (tp.topic, tp.partition): (record.offset, record.timestamp, record.key, record.value)
+        for tp, record in found.items()
+        if record.offset == held[tp]
+    }
 
 
 def publish_lag(client: KafkaAdminClient, group: str, ends: Mapping[str, Mapping[int, int]]) -> None:

@@ -14,7 +14,6 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import structlog
-from py4j.protocol import Py4JError
 
 from engine.settings import Settings
 
@@ -109,7 +108,7 @@ def await_queries(queries: list[Any], stop: Stop, failures: list[BaseException])
             query.stop()
             if not failures and query.exception():
                 raise query.exception()
-    except (Py4JError, ConnectionError):
+    except _jvm_gone():
         # The signal went to the whole process group: the JVM left first, and whatever it was doing will be replayed.
         if not stop:
             raise
@@ -123,5 +122,11 @@ def await_queries(queries: list[Any], stop: Stop, failures: list[BaseException])
 
 def stop_spark(spark: Any) -> None:
     """Stop Spark; a JVM that left before is fine."""
-    with suppress(Py4JError, ConnectionError):
+    with suppress(*_jvm_gone()):
         spark.stop()
+
+
+def _jvm_gone() -> tuple[type[Exception], ...]:
+    from py4j.protocol import Py4JError  # the producer logs, too, and loads nothing of Spark
+
+    return (Py4JError, ConnectionError)

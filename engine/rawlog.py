@@ -10,11 +10,13 @@ import base64
 import functools
 import os
 import re
+import socket
 import time
 import uuid
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 import hdfs_native
 import numpy as np
@@ -73,6 +75,7 @@ class RawLog:
 
     def __init__(self, settings: Settings, end: Position) -> None:
         os.environ.setdefault("HADOOP_USER_NAME", settings.hadoop_user_name)
+        _check_listens(settings.hdfs_url)
         self._client = hdfs_native.Client(settings.hdfs_url, {"dfs.client.use.datanode.hostname": "true"})
         self._kafka = settings.kafka_bootstrap_servers
         self.end = end
@@ -154,8 +157,10 @@ class RawLog:
             return at
         steps = np.diff(chosen, prepend=at - 1)
         for index in np.flatnonzero(steps != 1)[:5]:
-            before = int(chosen[index]) - int(steps[index]) + 1
-            self._fault(place, before, int(chosen[index]), "offsets are missing, repeated or out of order")
+            offset = int(chosen[index])
+            before = offset - int(steps[index]) + 1
+            reason = "the offsets are missing" if before < offset else "the offsets are repeated or out of order"
+            self._fault(place, min(before, offset), max(before, offset), reason)
         yield rows.filter(pa.array(wanted)) if len(chosen) < len(offsets) else rows
         return int(chosen[-1]) + 1
 
@@ -181,7 +186,7 @@ class RawLog:
         if (earliest := self._kafka_start(place)) > at:
             self._fault(place, at, min(earliest, end), "in no segment, and Kafka has deleted it")
             at = earliest
-        for rows in self._poll(place, at, end):
+        for rows in self._poll(place, at, min(end, self._kafka_end(place))):
             at = yield from self._in_order(place, rows, at, end)
         if at < end:
             self._fault(place, at, end, "in no segment, and Kafka does not give it")
@@ -203,6 +208,10 @@ class RawLog:
     def _kafka_start(self, place: Place) -> int:
         partition = TopicPartition(place[0], int(place[2]))
         return int(self._consumer.beginning_offsets([partition])[partition])
+
+    def _kafka_end(self, place: Place) -> int:
+        partition = TopicPartition(place[0], int(place[2]))
+        return int(self._consumer.end_offsets([partition])[partition])
 
     def _is_present(self, place: Place) -> bool:
         """True if Kafka's topic is what continues this log: its id, or the newest `.2`, `.3` … of it."""
@@ -238,6 +247,13 @@ class RawLog:
             admin.close()
         ids = {topic["name"]: uuid.UUID(str(topic["topic_id"])).bytes for topic in told if not topic["error_code"]}
         return {name: base64.urlsafe_b64encode(one).decode().rstrip("=") for name, one in ids.items()}
+
+
+def _check_listens(url: str) -> None:
+    """The HDFS client would try for minutes; a NameNode that is not there is told at once. Raises OSError."""
+    address = urlsplit(url)
+    if address.hostname and address.port:
+        socket.create_connection((address.hostname, address.port), timeout=10).close()
 
 
 def segments_of(client: hdfs_native.Client, topic: str) -> dict[Place, tuple[Segment, ...]]:

@@ -1,7 +1,7 @@
 """What should a view or a report say? One query over the judged rows of the raw log, nothing merged, nothing stored.
 
 The arithmetic is written a second time: exact sums, deviations from whole numbers, `distinct` as an
-exact count.
+exact count with the estimate of one sketch of all values beside it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 import duckdb
 import pyarrow as pa
+from datasketches import hll_sketch, hll_union, tgt_hll_type
 
 from engine.domain import GRAINS, Domain, Measure, Report, Stream, View, decimal_of
 from engine.recount import table_of
@@ -26,6 +27,21 @@ EVERY = {"1m": 60, "5m": 300, "15m": 900, "1h": 3600, "1d": 86400}
 EVENTS = 20
 PARTS = ("merged", "batch", "speed")
 PARAMETERS = ("every", "from", "to", "by", "part", "measures", "order", "limit", "cursor", "format")
+
+
+# Ends the name of the column with the exact count beside an estimate; a measure's name has no `__`.
+_EXACT = "__exact"
+
+
+class Distinct(int):
+    """An exact number of different values that remembers what the sketch estimates."""
+
+    estimate: int
+
+    def __new__(cls, exact: int, estimate: int) -> Distinct:
+        found = super().__new__(cls, exact)
+        found.estimate = estimate
+        return found
 
 
 class BadQuestion(Exception):
@@ -106,19 +122,21 @@ def view_rows(
     """Recompute a view at an `as_of` ({"horizon", "coverage"}); one dict per group, times naive UTC."""
     _set_bounds(con, asked.part, as_of)
     sql, values = _folded(domain, view, asked)
-    folded, counts = _finished(con.sql(sql, params=values).to_arrow_table(), view)
+    folded = _finished(con.sql(sql, params=values).to_arrow_table(), view)
     con.register("folded", folded)
     try:
         derived = "".join(f', {sql} AS "{name}"' for name, sql in view.show.items())
         shown = con.execute(f"SELECT *{derived} FROM folded")
         names = [column[0] for column in shown.description]
-        wanted = {*asked.keys(view), *asked.columns}
-        rows = [{n: v for n, v in zip(names, row, strict=True) if n in wanted} for row in shown.fetchall()]
+        found = [dict(zip(names, row, strict=True)) for row in shown.fetchall()]
     finally:
         con.unregister("folded")
-    for row in rows:
-        row |= {name: counts[name][row.pop(_ROW)] if name in wanted else None for name in ()}
-    return rows
+    wanted = (*asked.keys(view), *asked.columns)
+    return [{name: _value_of(row, name) for name in wanted} for row in found]
+
+
+def _value_of(row: Row, name: str) -> Any:
+    return Distinct(row[name + _EXACT], row[name]) if name + _EXACT in row else row[name]
 
 
 def report_rows(con: duckdb.DuckDBPyConnection, domain: Domain, report: Report, horizon: Position) -> list[Row]:
@@ -298,15 +316,31 @@ def _measured(view: View, measure: Measure) -> str:
     )
 
 
-def _with_deviations(folded: pa.Table, view: View) -> pa.Table:
-    """Replace [n, sum, sum of squares] of `stddev` measures by the sample deviation."""
+def _finished(folded: pa.Table, view: View) -> pa.Table:
+    """Turn what `_measured` gathers for deviations and estimates into what is shown; exact counts get their own column."""
     for name, measure in view.measures.items():
+        place = folded.schema.get_field_index(name)
         if measure.kind == "stddev":
             scale = (decimal_of(view.type_of(measure.columns[0])) or (0, 0))[1]
             sums = [[int(text or 0) for text in texts] for texts in folded[name].to_pylist()]
-            found = [deviation(n, total, squares, scale) for n, total, squares in sums]
-            folded = folded.set_column(folded.schema.get_field_index(name), name, pa.array(found, pa.float64()))
+            deviations = [deviation(n, total, squares, scale) for n, total, squares in sums]
+            folded = folded.set_column(place, name, pa.array(deviations, pa.float64()))
+        elif measure.kind == "distinct":
+            values = folded[name].to_pylist()
+            folded = folded.set_column(place, name, pa.array(map(estimate, values), pa.int64()))
+            folded = folded.append_column(name + _EXACT, pa.array(map(len, values), pa.int64()))
     return folded
+
+
+def estimate(values: Sequence[str]) -> int:
+    """What an HLL sketch of 2^12 registers makes of different texts, after a union with itself; "" is no value to it."""
+    sketch, union = hll_sketch(12, tgt_hll_type.HLL_8), hll_union(12)
+    for value in values:
+        if value:
+            sketch.update(value)
+    union.update(sketch)
+    union.update(sketch)
+    return round(float(union.get_result(tgt_hll_type.HLL_8).get_estimate()))
 
 
 def deviation(n: int, total: int, squares: int, scale: int) -> float | None:

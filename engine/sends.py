@@ -15,6 +15,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
@@ -159,7 +160,7 @@ class _Server(ThreadingMixIn, WSGIServer):
 
 
 class _Quiet(WSGIRequestHandler):
-    def log_message(self, format: str, *args: Any) -> None:
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
         """Say nothing: a scrape every few seconds is no news."""
 
 
@@ -191,7 +192,7 @@ class FileSink:
         if path == "-":
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends us silently, like any tool
         self._kind = kind
-        self._file = sys.stdout.buffer if path == "-" else open(path, "wb")  # noqa: SIM115
+        self._file = sys.stdout.buffer if path == "-" else Path(path).open("wb")  # noqa: SIM115
         self._columns = ["topic", *dict.fromkeys(name for stream in streams for name in stream.columns)]
         self._text = io.TextIOWrapper(self._file, encoding="utf-8-sig", newline="") if kind == "csv" else None
         self._table = csv.writer(self._text) if self._text else None

@@ -97,7 +97,7 @@ class Service:
             try:
                 work()
                 said = ""
-            except Exception as error:  # noqa: BLE001 - a thread that ends would leave the answers standing still
+            except Exception as error:
                 text = f"{type(error).__name__}: {str(error).splitlines()[0][:300] if str(error) else ''}"
                 if text != said:
                     _log.warning("no answer", work=work.__name__, reason=text)

@@ -268,7 +268,7 @@ def add_flags(parser: argparse.ArgumentParser, flags: Iterable[str] | Mapping[st
         parser: read its result with `from_args`.
         flags: names of settings (`msgs_per_sec` becomes `--msgs-per-sec`), or setting → its flags (`"--rate"`).
     """
-    chosen = dict(flags) if isinstance(flags, Mapping) else {name: () for name in flags}
+    chosen = dict(flags) if isinstance(flags, Mapping) else dict.fromkeys(flags, ())
     labels: dict[str, str] = {}
     for name, own in chosen.items():
         setting = _BY_ATTRIBUTE[name.lower()]

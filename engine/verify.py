@@ -6,7 +6,7 @@ Promise: every group of every answer is recounted at the answer's own `as_of` by
          layers but the declarations (`engine.rawlog`, `engine.recount`, `engine.recompute`).
 
 Counts, sums, min, max, first, last must be equal digit for digit, averages and deviations within 1e-9; `distinct` is an
-estimate and must lie within its stated error of the exact count.
+estimate: it must be that of one sketch of all values, and lie within its stated error of the exact count.
 
 With `--answers FILE` recorded answers are judged (JSON lines of {"url", "view", "query", "answer"}), with
 `--as-of FILE` the recount at that `as_of` is printed, and with `--proof` one JSON request is read and answered (see `prove`).
@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 import time
 import urllib.error
@@ -414,4 +415,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    sys.stdout.flush()
+    os._exit(status)  # a thread of Kafka's client may live on, and then DuckDB complains at a plain exit

@@ -18,7 +18,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from stack import jars, layers, lifecycle
+from stack import jars, lifecycle
 from stack.process import tail
 from stack.services import SERVICES, environment
 from stack.settings import Settings, StackError, load
@@ -45,8 +45,6 @@ def _up(settings: Settings, args: argparse.Namespace) -> int:
 
 
 def _down(settings: Settings, args: argparse.Namespace) -> int:
-    for line in layers.stop(settings):
-        _say(line)
     return 0 if lifecycle.down(settings, _say) else 1
 
 
@@ -81,7 +79,7 @@ def _logs(settings: Settings, args: argparse.Namespace) -> int:
 
 
 def _doctor(settings: Settings, args: argparse.Namespace) -> int:
-    from stack.doctor import examine  # noqa: PLC0415  the other commands do not need it
+    from stack.doctor import examine  # the other commands do not need it
 
     findings = examine(settings)
     for finding in findings:
@@ -101,8 +99,6 @@ def _reset(settings: Settings, args: argparse.Namespace) -> int:
             raise StackError("reset: not confirmed, nothing was wiped; confirm with: python -m stack reset --yes")
         if input("type reset to go on: ").strip() != "reset":
             raise StackError("reset: not confirmed, nothing was wiped")
-    for line in layers.stop(settings):
-        _say(line)
     lifecycle.reset(settings, _say)
     _say("next: python -m stack up")
     return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,15 +49,15 @@ def command(pid: int) -> str:
 
 def _pids() -> Iterator[int]:
     if Path("/proc").is_dir():
-        yield from (int(name) for name in os.listdir("/proc") if name.isdigit())
+        yield from (int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit())
 
 
 def _socket_inodes(pid: int) -> set[str]:
     found = set()
     with contextlib.suppress(OSError):
-        for entry in os.scandir(f"/proc/{pid}/fd"):
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
             with contextlib.suppress(OSError):
-                target = os.readlink(entry.path)
+                target = str(entry.readlink())
                 if target.startswith("socket:["):
                     found.add(target[8:-1])
     return found

@@ -101,7 +101,7 @@ def kafka_brokers(settings: Settings) -> list[tuple[str, int]]:
     """The addresses that the broker advertises. Connects by loopback, whatever they are."""
     port = settings.port("KAFKA_PORT")
     _connect(HOST, port)  # the client below would wait, and log, while the port is closed
-    from kafka import KafkaAdminClient  # noqa: PLC0415  slow to import, and only needed here
+    from kafka import KafkaAdminClient  # slow to import, and only needed here
 
     with _quiet("kafka"):
         admin = KafkaAdminClient(
@@ -118,7 +118,7 @@ def kafka_brokers(settings: Settings) -> list[tuple[str, int]]:
 def hdfs_client(settings: Settings) -> Any:
     """A client of this stack's HDFS, as the user that owns it."""
     os.environ["HADOOP_USER_NAME"] = USER  # the only way to tell hdfs-native
-    from hdfs_native import Client  # noqa: PLC0415  only needed here
+    from hdfs_native import Client  # only needed here
 
     return Client(settings.hdfs_url, {"dfs.client.use.datanode.hostname": "true", "dfs.replication": "1"})
 
@@ -133,7 +133,7 @@ def _said(ask: Callable[[], str]) -> str:
         return ask()
     except ConnectionRefusedError:
         return "refuses connections"
-    except Exception as error:  # noqa: BLE001  whatever a half-started server does, it is not ready
+    except Exception as error:  # whatever a half-started server does, it is not ready
         return f"does not answer ({type(error).__name__}: {' '.join(str(error).split())[:160]})"
 
 

@@ -40,6 +40,8 @@ class Pipeline:
         # local[2]: the layers start faster without an executor each; `make demo` runs them on the Spark master.
         self.env = {**os.environ, **stack.env, "SPARK_MASTER": "local[2]", "SERVING_PORT": str(self.port)}
         self.env |= {"PRODUCER_METRICS_PORT": "0", "PYTHONUNBUFFERED": "1", "DOMAIN": "learning"}
+        # Short runs over few events: on two cores the optimising compiler would cost more than the work itself.
+        self.env["JDK_JAVA_OPTIONS"] = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
         self.hdfs = Hdfs(stack.env["HDFS_URL"], "hadoop")
         self.running: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -47,7 +49,9 @@ class Pipeline:
         """Start a script in a session of its own, its output appended to <name>.log."""
         with (self.folder / f"{name}.log").open("ab") as out:
             command = [sys.executable, str(ROOT / script), *arguments]
-            child = subprocess.Popen(command, cwd=self.folder, env=self.env, stdout=out, stderr=out, start_new_session=True)
+            child = subprocess.Popen(
+                command, cwd=self.folder, env=self.env, stdout=out, stderr=out, start_new_session=True
+            )
         self.running[name] = child
         return child
 
@@ -70,7 +74,9 @@ class Pipeline:
     def run(self, script: str, *arguments: str, wanted: int = 0) -> str:
         """Run a script to its end and check its exit code; returns what it printed."""
         command = [sys.executable, str(ROOT / script), *arguments]
-        done = subprocess.run(command, cwd=self.folder, env=self.env, capture_output=True, text=True, timeout=300, check=False)
+        done = subprocess.run(
+            command, cwd=self.folder, env=self.env, capture_output=True, text=True, timeout=300, check=False
+        )
         said = done.stdout + done.stderr
         assert done.returncode == wanted, f"{script} {arguments}: exit {done.returncode}\n{said[-3000:]}"
         return said
@@ -78,7 +84,9 @@ class Pipeline:
     def verify(self, *arguments: str, wanted: int = 0) -> str:
         command = [sys.executable, "-m", "engine.verify", "--domain", "learning", "--url", self.url, *arguments]
         env = {**self.env, "PYTHONPATH": str(ROOT)}
-        done = subprocess.run(command, cwd=self.folder, env=env, capture_output=True, text=True, timeout=600, check=False)
+        done = subprocess.run(
+            command, cwd=self.folder, env=env, capture_output=True, text=True, timeout=600, check=False
+        )
         assert done.returncode == wanted, done.stdout[-4000:] + done.stderr[-4000:]
         return done.stdout
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -30,7 +31,9 @@ def drilled(pipeline: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> tup
     producer = ("producer.py", "--rate", "150", "--seed", "2", *SHARES, "--journal", str(journal))
     with Recorder(pipeline, answers) as recorder:
         pipeline.spawn("producer", *producer)
-        pipeline.wait("epochs served before the first version", lambda: pipeline.ledger().get("events", {}).get("speed"))
+        pipeline.wait(
+            "epochs served before the first version", lambda: pipeline.ledger().get("events", {}).get("speed")
+        )
         pipeline.run("batch_layer.py")
         pipeline.wait("version 1 served", lambda: pipeline.ledger().get("version") == 1)
 
@@ -89,7 +92,7 @@ def test_a_wrong_recorded_answer_is_found(
 def test_coverage_never_goes_back(drilled: tuple[Path, Path, list[dict[str, Any]]]) -> None:
     coverages = [answer["answer"]["as_of"]["coverage"] for answer in drilled[2]]
     # After the speed data was deleted and serving restarted, a cold start may begin further back: that is one step.
-    steps_back = sum(not covers(after, before) for before, after in zip(coverages, coverages[1:], strict=False))
+    steps_back = sum(not covers(after, before) for before, after in itertools.pairwise(coverages))
     assert steps_back <= 1
 
 
@@ -108,7 +111,9 @@ def test_acknowledged_events_are_in_the_master_dataset_once(
             for name, partition in by.items():
                 rows = 0
                 for segment in partition.segments:
-                    table = pq.read_table(pa.BufferReader(pipeline.hdfs.read(segment.path)), columns=["offset", "value"])
+                    table = pq.read_table(
+                        pa.BufferReader(pipeline.hdfs.read(segment.path)), columns=["offset", "value"]
+                    )
                     rows += table.num_rows
                     for offset, value in zip(table["offset"].to_pylist(), table["value"].to_pylist(), strict=True):
                         stored[topic, name, offset] = value
@@ -130,7 +135,9 @@ def test_plain_readers_count_what_kafka_has(drilled: object, pipeline: Pipeline,
             local.write_bytes(pipeline.hdfs.read(entry.path))
     root = tmp_path / MASTER.lstrip("/")
     assert pq.read_table(root, columns=["offset"]).num_rows == wanted
-    assert duckdb.sql(f"SELECT count(*), count(value) FROM read_parquet('{root}/**/*.parquet')").fetchall()[0][0] == wanted
+    assert (
+        duckdb.sql(f"SELECT count(*), count(value) FROM read_parquet('{root}/**/*.parquet')").fetchall()[0][0] == wanted
+    )
     code = f"""
 from engine import settings
 from engine.session import spark_session
@@ -138,7 +145,9 @@ spark = spark_session("plain", settings.load())
 print("rows", spark.read.parquet("{settings.hdfs_url}{MASTER}").count())
 """
     env = {**pipeline.env, "PYTHONPATH": str(ROOT)}
-    said = subprocess.run([sys.executable, "-c", code], env=env, cwd=tmp_path, capture_output=True, text=True, check=True)
+    said = subprocess.run(
+        [sys.executable, "-c", code], env=env, cwd=tmp_path, capture_output=True, text=True, check=True
+    )
     assert f"rows {wanted}" in said.stdout
 
 

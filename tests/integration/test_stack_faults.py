@@ -128,12 +128,12 @@ def test_doctor_never_tells_to_leave_a_safe_mode_that_guards_lost_blocks(
     with probes.hdfs_client(settings).create("/data/lost") as file:
         file.write(b"x" * 1000)
     assert lifecycle.down(settings)
-    blocks = [path for path in Path(settings.data / "dn").rglob("blk_*")]
+    blocks = list(Path(settings.data / "dn").rglob("blk_*"))
     assert blocks
     for path in blocks:
         path.unlink()
     monkeypatch.setattr(lifecycle, "DEADLINE", 30.0)
-    with pytest.raises(StackError, match="(?i)safe ?mode"):
+    with pytest.raises(StackError, match=r"(?i)safe ?mode"):
         lifecycle.up(settings, say=lambda line: None)
     (finding,) = doctor.check_safe_mode(settings)
     assert "leave" not in finding.fix

@@ -69,7 +69,9 @@ _MEASURES = {
 }
 MINUTES = View("sales_minutes", (SALES,), ("shop", "size"), _MEASURES, "1 minute", {"share": "try_divide(big, sales)"})
 SHOPS = View("shops", (SALES,), ("shop",), _MEASURES)
-TAGS = View("tag_days", (SALES,), ("tags", "shop"), {"sales": count(), "most": max_of("amount")}, "1 day", explode="tags")
+TAGS = View(
+    "tag_days", (SALES,), ("tags", "shop"), {"sales": count(), "most": max_of("amount")}, "1 day", explode="tags"
+)
 TOPS = Report("tops", ("shop",), "SELECT 1")
 SHOP = Domain("shop", (SALES,), (MINUTES, SHOPS, TAGS), (TOPS,))
 _DATABASE = open_database()
@@ -98,7 +100,7 @@ def events(random: Random, number: int) -> pa.Table:
                 "id": f"id{n}",
                 "shop": random.choice(["north", "south", "=cmd()", "Hà Nội", None]),
                 "size": random.choice([1, 2, 3, None]),
-                "amount": random.choice([None, Decimal(random.randrange(-10**9, 10**9)) / 100]),
+                "amount": random.choice([None, Decimal(random.randrange(-(10**9), 10**9)) / 100]),
                 "buyer": random.choice([None, f"b{random.randrange(50)}"]),
                 "tags": random.choice([[], ["a"], ["a", "b"], ["b", "c", "c"]]),
                 "ts": when,
@@ -130,14 +132,18 @@ def partials(view: View, rows: pa.Table) -> pa.Table:
 def end_of(rows: pa.Table, below: Position | None = None) -> Position:
     """End offsets of rows in log order; where there are none, `below` stands."""
     ends: Position = json.loads(json.dumps(below or {}))
-    for topic, log, partition, offset in zip(*(rows[c].to_pylist() for c in ("topic", "log", "partition", "offset")), strict=True):
+    for topic, log, partition, offset in zip(
+        *(rows[c].to_pylist() for c in ("topic", "log", "partition", "offset")), strict=True
+    ):
         ends.setdefault(topic, {}).setdefault(log, {})[partition] = offset + 1
     return ends
 
 
 def counts_of(rows: pa.Table) -> dict[str, Any]:
     counts: dict[str, Any] = {}
-    for topic, log, partition, problem in zip(*(rows[c].to_pylist() for c in ("topic", "log", "partition", "problem")), strict=True):
+    for topic, log, partition, problem in zip(
+        *(rows[c].to_pylist() for c in ("topic", "log", "partition", "problem")), strict=True
+    ):
         here = counts.setdefault(topic, {}).setdefault(log, {}).setdefault(partition, {"good": 0})
         here[problem or "good"] = here.get(problem or "good", 0) + 1
     return counts
@@ -150,7 +156,9 @@ def good_in(rows: pa.Table) -> int:
 ORIGINS: Position = {SALES.topic: {LOG: {"0": 7, "1": 0, "2": 100}}}
 
 
-def write_version(fs: LocalFs, domain: Domain, version: int, rows: pa.Table, horizon: Position, report: pa.Table | None = None) -> None:
+def write_version(
+    fs: LocalFs, domain: Domain, version: int, rows: pa.Table, horizon: Position, report: pa.Table | None = None
+) -> None:
     """Write a version of the rows below its horizon, in two files per view, as Spark would (times with a zone)."""
     folder = versions.folder(domain.name, version)
     views = {}
@@ -159,12 +167,25 @@ def write_version(fs: LocalFs, domain: Domain, version: int, rows: pa.Table, hor
         zoned = table.cast(pa.schema([_zoned(column) for column in table.schema]))
         half = table.num_rows // 2
         for name, part in (("part-0.parquet", zoned.slice(0, half)), ("part-1.parquet", zoned.slice(half))):
-            fs.create(f"{folder}/{view.name}/{name}", parquet(part.append_column("extra", pa.array([1.0] * part.num_rows))))
-        views[view.name] = {"hash": view.definition_hash, "rows": table.num_rows, "files": ["part-0.parquet", "part-1.parquet"], "bytes": 1}
+            fs.create(
+                f"{folder}/{view.name}/{name}", parquet(part.append_column("extra", pa.array([1.0] * part.num_rows)))
+            )
+        views[view.name] = {
+            "hash": view.definition_hash,
+            "rows": table.num_rows,
+            "files": ["part-0.parquet", "part-1.parquet"],
+            "bytes": 1,
+        }
     reports = {}
     if report is not None:
         fs.create(f"{folder}/tops/part-0.parquet", parquet(report))
-        reports["tops"] = {"rows": report.num_rows, "files": ["part-0.parquet"], "status": "ok", "failed_checks": [], "version": version}
+        reports["tops"] = {
+            "rows": report.num_rows,
+            "files": ["part-0.parquet"],
+            "status": "ok",
+            "failed_checks": [],
+            "version": version,
+        }
     manifest = versions.Manifest(
         domain.name, version, version - 1, horizon, domain.definition_hash, domain.report_hash, {}, views, reports,
         counts_of(rows), {}, good_in(rows), "2026-02-01T00:00:00Z", datetime.now(UTC).isoformat(),
@@ -172,7 +193,9 @@ def write_version(fs: LocalFs, domain: Domain, version: int, rows: pa.Table, hor
     fs.create(f"{folder}/manifest.json", manifest.to_json())
 
 
-def write_chain(fs: LocalFs, domain: Domain, number: int, version: int, start: Position, created: str = "2026-02-01T00:00:00Z") -> Chain:
+def write_chain(
+    fs: LocalFs, domain: Domain, number: int, version: int, start: Position, created: str = "2026-02-01T00:00:00Z"
+) -> Chain:
     chain = Chain(domain.name, number, version, start, domain.definition_hash, created, start)
     fs.create(f"{chain.folder}/chain.json", json.dumps(vars(chain)).encode())
     return chain
@@ -181,14 +204,18 @@ def write_chain(fs: LocalFs, domain: Domain, number: int, version: int, start: P
 def write_epoch(fs: LocalFs, domain: Domain, chain: Chain, number: int, start: Position, rows: pa.Table) -> Position:
     """Write an epoch of these rows; return its end."""
     end = end_of(rows, start)
-    epoch = Epoch(number, start, end, domain.definition_hash, counts_of(rows), good_in(rows), None, datetime.now(UTC).isoformat())
+    epoch = Epoch(
+        number, start, end, domain.definition_hash, counts_of(rows), good_in(rows), None, datetime.now(UTC).isoformat()
+    )
     views = {view.name: partials(view, rows) for view in domain.views}
     data = chains.epoch_file(domain, epoch, views, pa.Table.from_pylist([], pa.schema(list(chains.KEYS_TYPE))))
     fs.create(chains.epoch_path(domain.name, chain.number, number), data)
     return end
 
 
-def write_epochs(fs: LocalFs, domain: Domain, chain: Chain, pieces: Sequence[pa.Table], first: int = 0) -> list[Position]:
+def write_epochs(
+    fs: LocalFs, domain: Domain, chain: Chain, pieces: Sequence[pa.Table], first: int = 0
+) -> list[Position]:
     """Write consecutive epochs from the chain's start; return their ends."""
     ends, at = [], chain.start
     for number, rows in enumerate(pieces, first):
@@ -201,7 +228,9 @@ def write_logs(fs: LocalFs, rows: pa.Table, segments: int = 3) -> None:
     """Write the raw and the typed segments of these rows."""
     for root in (MASTER, f"{EVENTS}/{SALES.schema_hash}"):
         for partition in sorted(set(rows["partition"].to_pylist())):
-            part = rows.filter(pa.compute.equal(rows["partition"], partition)).drop_columns(["topic", "log", "partition"])
+            part = rows.filter(pa.compute.equal(rows["partition"], partition)).drop_columns(
+                ["topic", "log", "partition"]
+            )
             step = max(1, -(-part.num_rows // segments))
             for at in range(0, part.num_rows, step):
                 piece = part.slice(at, step)

@@ -28,7 +28,7 @@ from engine.domain import (
 
 COLUMNS = {
     "id": "STRING",
-    "at": "TIMESTAMP",
+    "ts": "TIMESTAMP",
     "n": "BIGINT",
     "price": "DECIMAL(18,6)",
     "x": "DOUBLE",
@@ -37,7 +37,7 @@ COLUMNS = {
 
 
 def a_stream(**change: Any) -> Stream:
-    return Stream(**{"topic": "ticks", "columns": COLUMNS, "key": "id", "unique": ("id",), "time": "at", **change})
+    return Stream(**{"topic": "ticks", "columns": COLUMNS, "key": "id", "unique": ("id",), "time": "ts", **change})
 
 
 def a_view(**change: Any) -> View:
@@ -69,7 +69,7 @@ def a_domain(**change: Any) -> Domain:
         (lambda: a_view(measures={"m": Measure("sum", ("n", "price"))}), "sum takes one column"),
         (lambda: a_view(measures={"m": first()}), "first takes at least one column"),
         (lambda: a_view(measures={"m": distinct("nowhere")}), "column 'nowhere' is not the same in ticks"),
-        (lambda: a_view(measures={"a__b": count()}), "'a__b': lower-case identifier without '__' wanted"),
+        (lambda: a_view(measures={"a__b": count()}), "'a__b': a lower-case identifier without '__', no SQL word"),
         (lambda: a_view(measures={"id": count()}), "a name occurs twice"),
         (lambda: a_view(measures={"window_start": count()}, every="1 day"), "a name occurs twice"),
         (lambda: a_view(measures={}), "needs a lower-case name, a stream and a measure"),
@@ -78,15 +78,16 @@ def a_domain(**change: Any) -> Domain:
         (lambda: a_view(explode="id"), "explode 'id' must be an ARRAY<STRING> among its dimensions"),
         (lambda: a_view(explode="tags"), "explode 'tags' must be an ARRAY<STRING> among its dimensions"),
         (lambda: a_stream(topic="a b"), "stream 'a b': a topic name is"),
-        (lambda: a_stream(columns={**COLUMNS, "offset": "BIGINT"}), "column 'offset': reserved"),
+        (lambda: a_stream(columns={**COLUMNS, "kafka_time": "BIGINT"}), "column 'kafka_time': reserved"),
         (lambda: a_stream(columns={**COLUMNS, "Event_Time": "STRING"}), "column 'Event_Time': reserved"),
         (lambda: a_stream(columns={**COLUMNS, "a-b": "STRING"}), "column 'a-b': reserved or not a plain identifier"),
         (lambda: a_stream(columns={**COLUMNS, "ID": "STRING"}), "two columns differ only in upper and lower case"),
         (lambda: a_stream(columns={**COLUMNS, "f": "FLOAT"}), "type FLOAT is none of STRING"),
         (lambda: a_stream(columns={**COLUMNS, "d": "DECIMAL(29,2)"}), "needs 0 <= scale <= precision <= 28"),
         (lambda: a_stream(columns={**COLUMNS, "d": "DECIMAL(3,4)"}), "needs 0 <= scale <= precision <= 28"),
+        (lambda: a_stream(columns={**COLUMNS, "select": "STRING"}), "column 'select': a word of SQL; rename the field"),
         (lambda: a_stream(time="n"), "event time 'n' must be TIMESTAMP, not BIGINT"),
-        (lambda: a_stream(key="nowhere"), "'nowhere' is not one of its columns: id, at"),
+        (lambda: a_stream(key="nowhere"), "'nowhere' is not one of its columns: id, ts"),
         (lambda: a_stream(unique=()), "must not be empty"),
         (lambda: a_stream(duplicate_window=0), "must not be empty or below 1"),
         (lambda: a_stream(weight=0), "weight 0 is not above 0"),
@@ -117,7 +118,7 @@ def test_a_column_of_several_streams_must_have_one_type() -> None:
 
 
 def test_needed_fields_are_key_time_unique_and_required_in_the_order_of_the_columns() -> None:
-    assert a_stream(unique=("price", "id"), required=("n",)).needed == ("id", "at", "n", "price")
+    assert a_stream(unique=("price", "id"), required=("n",)).needed == ("id", "ts", "n", "price")
 
 
 def test_problems_stand_in_the_order_in_which_they_are_judged() -> None:
@@ -131,7 +132,7 @@ def test_problems_stand_in_the_order_in_which_they_are_judged() -> None:
         {"columns": {**COLUMNS, "n": "INT"}},
         {"columns": dict(reversed(COLUMNS.items()))},
         {"rules": {"positive": "n > 0"}},
-        {"unique": ("id", "at")},
+        {"unique": ("id", "ts")},
         {"required": ("n",)},
         {"duplicate_window": 5},
         {"time": None},

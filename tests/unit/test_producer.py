@@ -51,9 +51,7 @@ def event_ms(message: producer.Message) -> int:
 
 def run_cli(*flags: str, **environ: str) -> subprocess.CompletedProcess[bytes]:
     command = [sys.executable, "producer.py", *flags]
-    return subprocess.run(
-        command, cwd=ROOT, capture_output=True, env=environ, timeout=60
-    )
+    return subprocess.run(command, cwd=ROOT, capture_output=True, env=environ, timeout=60)
 
 
 def test_topics_are_mixed_by_weight() -> None:
@@ -166,8 +164,11 @@ def test_a_generator_that_breaks_its_own_schema_is_stopped() -> None:
                 '"2026-01-31T00:00:00.1234567891Z"',
                 '"now"',
                 "1.5",
-            ]
-            + ['"9999-12-31T23:59:59-05:00"', '"2026-01-31T00:00:00+24:00"', "true", "253402300800000"],
+                '"9999-12-31T23:59:59-05:00"',
+                '"2026-01-31T00:00:00+24:00"',
+                "true",
+                "253402300800000",
+            ],
         ),
     ],
 )

@@ -27,7 +27,7 @@ from engine.domain import (
     stddev,
     sum_of,
 )
-from engine.recompute import deviation, matching_events, problem_counts, question_of, report_rows, view_rows
+from engine.recompute import deviation, estimate, matching_events, problem_counts, question_of, report_rows, view_rows
 from engine.recount import Malformed, load, open_database, parse_event, read_row, typed_table
 
 # docs/decode.md, the first table ----------------------------------------------------------------------------------
@@ -650,6 +650,14 @@ def test_the_deviation_of_close_values_is_exact() -> None:
     assert deviation(3, sum(units), sum(u * u for u in units), 3) == 0.001
     assert deviation(1, 5, 25, 0) is None
     assert deviation(2, 10, 50, 0) == 0.0
+
+
+def test_an_estimate_stands_beside_the_exact_count() -> None:
+    # what Spark 4.2 shows for hll_sketch_agg(value, 12), after a union with itself
+    assert estimate([]) == 0
+    assert estimate(["", "a", "b"]) == 2
+    assert estimate([f"U{n:05d}" for n in range(200)]) == 200
+    assert estimate([f"U{n:05d}" for n in range(5000)]) == 4970
 
 
 def test_a_second_process_reads_the_same_rows() -> None:

@@ -72,8 +72,12 @@ def test_a_broken_line_of_the_file_is_named_without_its_text(tmp_path: Path) -> 
         ("500ms", 0.5),
         ("1m", 60),
         ("10 min", 600),
-    ]
-    + [("2 hours", 7200), ("1d", 86400), ("0 seconds", 0), ("1.5s", 1.5), ("2 Minutes", 120)],
+        ("2 hours", 7200),
+        ("1d", 86400),
+        ("0 seconds", 0),
+        ("1.5s", 1.5),
+        ("2 Minutes", 120),
+    ],
 )
 def test_a_duration_is_read_as_spark_would_write_it(text: str, seconds: float) -> None:
     assert seconds_of(text) == seconds

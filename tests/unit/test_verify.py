@@ -16,13 +16,13 @@ from domains.learning import LEARNING
 from engine import verify
 from engine.compare import Answer, compare_rows, completeness_differences, estimated, near, position, same
 from engine.rawlog import Account, Segment, visible
-from engine.recompute import BadQuestion, moment, question_of
+from engine.recompute import BadQuestion, Distinct, moment, question_of
 from engine.verify import furthest, json_text, recorded
 
 ENGINE = Path(verify.__file__).parent
 OURS = {"verify", "compare", "rawlog", "recompute", "recount"}
 ALLOWED = {"engine.domain", "engine.settings", "domains", *(f"engine.{name}" for name in OURS)}
-OUTSIDE = {"duckdb", "pyarrow", "hdfs_native", "kafka", "numpy"}
+OUTSIDE = {"duckdb", "pyarrow", "hdfs_native", "kafka", "numpy", "datasketches"}
 
 
 @pytest.mark.parametrize("name", sorted(OURS))
@@ -108,6 +108,8 @@ def test_a_distinct_count_must_lie_within_its_stated_error() -> None:
     assert estimated(198, 200) and estimated(202, 200) and not estimated(203, 200) and not estimated(197, 200)
     assert estimated(10_800, 10_000) and not estimated(10_900, 10_000) and not estimated(9_100, 10_000)
     assert estimated(0, 0) and not estimated(None, 0)
+    assert estimated(10_100, Distinct(10_000, 10_100)) and not estimated(10_101, Distinct(10_000, 10_100))
+    assert not estimated(11_000, Distinct(10_000, 11_000))
 
 
 # Rows --------------------------------------------------------------------------------------------------------------
