@@ -36,10 +36,20 @@ from engine.settings import Settings, SettingsError, add_flags, from_args
 _log = structlog.get_logger("batch")
 
 
-def run(spark: SparkSession, fs: Hdfs, domain: Domain, settings: Settings, full: bool, typed: bool) -> None:
-    """One batch run of one domain."""
+def run(
+    spark: SparkSession, fs: Hdfs, domain: Domain, settings: Settings, full: bool, typed: bool, again: bool
+) -> None:
+    """One batch run of one domain; `again` if this process has made one before.
+
+    Raises:
+        StartAgain: the domain file has changed since this process read it, and newer code has made a version.
+    """
     started = time.monotonic()
     parent = versions.newest(fs, domain.name, domain.definition_hash)
+    if again and parent.definition_hash != domain.definition_hash:
+        raise observe.StartAgain(
+            f"definition_changed domain {domain.name}: version {parent.version} was made by other code; start again with it"
+        )
     if typed:
         forget_typed(fs, domain)
     rows = {stream.topic: extend_typed(spark, fs, stream, settings.hdfs_url) for stream in domain.streams}
@@ -83,8 +93,8 @@ def main(argv: list[str] | None = None) -> None:
         "--full", action="store_true", help="fold all typed events anew instead of adding to the newest version"
     )
     parser.add_argument("--typed", action="store_true", help="with --full: parse the raw log anew, too")
-    again = (observe.StartAgain, HdfsUnavailable, RowsDiffer)
-    with observe.exit_codes((SettingsError, DeclarationError), (OffsetGap, MasterWentBack), again):
+    restarts = (observe.StartAgain, HdfsUnavailable, RowsDiffer)
+    with observe.exit_codes((SettingsError, DeclarationError), (OffsetGap, MasterWentBack), restarts):
         args = parser.parse_args(argv)
         settings = from_args(args)
         chosen = domains.named(settings.domain)
@@ -94,11 +104,13 @@ def main(argv: list[str] | None = None) -> None:
         stop = observe.Stop()
         fs = Hdfs(settings.hdfs_url, settings.hadoop_user_name)
         spark = spark_session("highwater-batch", settings)
+        rounds = 0
         while not stop:
             for domain in chosen:
-                run(spark, fs, domain, settings, args.full, args.typed)
+                run(spark, fs, domain, settings, args.full, args.typed, again=rounds > 0)
             if not settings.batch_interval:
                 break
+            rounds += 1
             stop.sleep(settings.batch_interval)
         observe.stop_spark(spark)
 

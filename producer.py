@@ -295,5 +295,5 @@ def start_time(text: str) -> datetime:
 
 
 if __name__ == "__main__":
-    with exit_codes((SettingsError, DeclarationError, kafka.KafkaUnreachable, kafka.TopicRefused, OSError), (), ()):
+    with exit_codes((SettingsError, DeclarationError, kafka.TopicRefused, OSError), (), (kafka.KafkaUnreachable,)):
         sys.exit(main())

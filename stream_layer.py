@@ -67,6 +67,7 @@ class Speed:
             decoded = self.decode(rows).persist()
             typed = self.judge(decoded)
             positions = self.positions(typed)
+            self.log.check_topics()
             while (epoch := self.log.next_epoch(positions)) is not None:
                 partials = self.partials(typed, epoch.trim, epoch.duplicates)
                 if self.log.append(epoch, partials, self.write):

@@ -182,9 +182,10 @@ def rows_of(table: pa.Table, kind: str) -> pa.Table:
 def fits(chain: Chain, epochs: list[Epoch], horizon: Position, version: int) -> int | None:
     """Return how many of the given epochs lie below a version's horizon, or None if the version does not fit.
 
-    A version fits a chain when its horizon, over the partitions that the chain speaks of, is the chain's start or the
-    end of one of its epochs. Partitions that only the horizon names belong to closed logs, which no chain continues;
-    a partition that the horizon does not name stands at its origin.
+    A version fits a chain when, over the logs that the chain speaks of, its horizon is the chain's start or the end of
+    one of its epochs; a partition that one of the two does not name stands at its origin there. A chain speaks of the
+    logs it began with and of no others: what the horizon says of other logs, closed ones or one that began after the
+    chain, is the batch layer's alone.
 
     Args:
         epochs: consecutive epochs of the chain; the front may have been pruned.
@@ -193,18 +194,28 @@ def fits(chain: Chain, epochs: list[Epoch], horizon: Position, version: int) -> 
         return 0 if chain.version == 0 and (not epochs or epochs[0].number == 0) else None
     start = epochs[0].start if epochs else chain.start
     for count, boundary in enumerate([start, *(epoch.end for epoch in epochs)]):
-        if _same(boundary, horizon, chain.origins):
+        if _same(boundary, horizon, chain):
             return count
     return None
 
 
-def _same(boundary: Position, horizon: Position, origins: Position) -> bool:
-    return all(
-        offset_in(horizon, topic, log, partition, offset_in(origins, topic, log, partition, -1)) == offset
-        for topic, logs in boundary.items()
+def speaks_of(chain: Chain, topic: str, log: str) -> bool:
+    """True if the chain counts the events of this log."""
+    return log in chain.start.get(topic, {})
+
+
+def _same(boundary: Position, horizon: Position, chain: Chain) -> bool:
+    named = {
+        (topic, log, partition)
+        for position in (boundary, horizon)
+        for topic, logs in position.items()
         for log, partitions in logs.items()
-        for partition, offset in partitions.items()
-    )
+        for partition in partitions
+        if speaks_of(chain, topic, log)
+    }
+    # A partition that was added later began at offset 0; the others' origins were asked when the chain began.
+    origins = {place: offset_in(chain.origins, *place, 0) for place in named}
+    return all(offset_in(boundary, *p, origins[p]) == offset_in(horizon, *p, origins[p]) for p in named)
 
 
 def begin(

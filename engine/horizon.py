@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from datetime import datetime, timedelta
 
-from engine.chain import Chain, Epoch
+from engine.chain import Chain, Epoch, speaks_of
 from engine.log import Position, covers, offset_in
 
 STREAM_DOWN_AFTER = timedelta(minutes=1)
@@ -34,11 +34,12 @@ def choose_horizon(
     reached = [boundary for boundary in boundaries if _has_reached(typed, boundary, chain.origins)]
     newest = epochs[-1] if epochs else None
     written = datetime.fromisoformat(newest.created_at if newest else chain.created_at)
-    behind = not covers(newest.end if newest else chain.start, _named_in(typed, boundaries[-1]))
+    behind = not covers(newest.end if newest else chain.start, _of_chain(typed, chain))
     if not reached or (behind and now - written > STREAM_DOWN_AFTER):
         return overlay(parent, typed)
-    # Closed logs, of which the chain does not speak, stand at their typed heads.
-    chosen = overlay(overlay(parent, typed), reached[-1])
+    # Other logs stand at their typed heads. A partition that was added after this boundary is left to the epochs.
+    others = {t: {lg: by for lg, by in logs.items() if not speaks_of(chain, t, lg)} for t, logs in typed.items()}
+    chosen = overlay(overlay(parent, others), reached[-1])
     return chosen if covers(chosen, parent) else overlay(parent, typed)
 
 
@@ -53,15 +54,13 @@ def overlay(below: Position, above: Position) -> Position:
 
 def _has_reached(typed: Position, boundary: Position, origins: Position) -> bool:
     return all(
-        offset_in(typed, topic, log, partition, offset_in(origins, topic, log, partition, -1)) >= offset
+        offset_in(typed, topic, log, partition, offset_in(origins, topic, log, partition, 0)) >= offset
         for topic, logs in boundary.items()
         for log, partitions in logs.items()
         for partition, offset in partitions.items()
     )
 
 
-def _named_in(typed: Position, boundary: Position) -> Position:
-    """Return the typed heads of those logs that the boundary speaks of (closed logs are no backlog of a stream)."""
-    return {
-        topic: {log: p for log, p in logs.items() if log in boundary.get(topic, {})} for topic, logs in typed.items()
-    }
+def _of_chain(typed: Position, chain: Chain) -> Position:
+    """Return the typed heads of those logs that the chain speaks of (other logs are no backlog of the stream)."""
+    return {topic: {lg: p for lg, p in logs.items() if speaks_of(chain, topic, lg)} for topic, logs in typed.items()}

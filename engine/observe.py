@@ -76,15 +76,15 @@ def exit_codes(
     """Turn an operator's mistake, a named fault or "start me again" into one line and its exit code; a bug keeps its traceback."""
     try:
         yield
+    except again as error:  # first: a service that is away is an OSError, too
+        print(f"start again: {error}", file=sys.stderr)
+        sys.exit(EXIT_AGAIN)
     except usage as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_USAGE)
     except faults as error:
         print(f"fault: {error}", file=sys.stderr)
         sys.exit(EXIT_FAULT)
-    except again as error:
-        print(f"start again: {error}", file=sys.stderr)
-        sys.exit(EXIT_AGAIN)
 
 
 def await_queries(queries: list[Any], stop: Stop, failures: list[BaseException]) -> None:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
+from pathlib import Path
 from typing import Any
 
 from engine.domain import View
@@ -24,6 +25,7 @@ GROUPS = 200
 DISTINCT_SHARE, DISTINCT_FLOOR = 5 * 0.016, 2
 DOUBLE_SHARE = 1e-9
 
+ROOT = Path(__file__).resolve().parent.parent
 COMMAND = (sys.executable, "-m", "engine.verify", "--proof")
 _running = asyncio.Lock()
 
@@ -53,7 +55,11 @@ async def recount(asked: bytes, domain: str, view: str, coverage: Mapping[str, A
     by_hand = f"python -m engine.verify --domain {domain} --view {view}"
     async with _running:
         process = await asyncio.create_subprocess_exec(
-            *COMMAND, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+            *COMMAND,
+            cwd=ROOT,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
         )
         try:
             out, _ = await asyncio.wait_for(process.communicate(asked), DEADLINE_SECONDS)

@@ -32,7 +32,7 @@ Chunk = tuple[Place, pa.Table]  # consecutive raw rows: offset, timestamp, value
 # A second process pays off from here on; its start costs about as much as this many rows.
 SHARED_FROM_ROWS = 200_000
 CHUNK_ROWS = 50_000
-DEEPEST = 65
+DEEPEST = 64
 LONGEST_NUMBER, LONGEST_EXPONENT = 1000, 6
 
 _EPOCH_DAY = date(1970, 1, 1).toordinal()

@@ -202,8 +202,6 @@ class Settings:
     serving_poll_ms: int = _is(
         "300", _integer(10, 60_000), "Milliseconds between two looks for new versions and epochs."
     )
-    ingest_metrics_port: int = _is("0", _PORT, "Port of ingest's `/metrics`; 0 = off.")
-    stream_metrics_port: int = _is("0", _PORT, "Port of the speed layer's `/metrics`; 0 = off.")
     metrics_host: str = _is(
         "127.0.0.1", _matching(r"[^\s/]+", "a host name or address"), "Address on which the metrics ports listen."
     )

@@ -67,11 +67,18 @@ class SpeedLog:
     """The chain of one domain that this process extends."""
 
     def __init__(
-        self, fs: Hdfs, domain: Domain, settings: Settings, logs: dict[str, str], chain: Chain, epochs: list[Epoch]
+        self,
+        fs: Hdfs,
+        domain: Domain,
+        ids: dict[str, str],
+        logs: dict[str, str],
+        clients: tuple[Any, kafka.Reader],
+        chain: Chain,
+        epochs: list[Epoch],
     ) -> None:
-        self.fs, self.domain, self.logs = fs, domain, logs
+        self.fs, self.domain, self.ids, self.logs = fs, domain, ids, logs
+        self.admin, self.consumer = clients
         self.chain, self.epochs = chain, epochs
-        self.admin, self.consumer = kafka.admin(settings), kafka.consumer(settings)
         self.version = -1
         self.keys = self._remembered_keys()
 
@@ -84,6 +91,7 @@ class SpeedLog:
             DataExpired: Kafka no longer has what follows the chain's end.
         """
         admin, consumer = kafka.admin(settings), kafka.consumer(settings)
+        kafka.ensure_topics(settings, domain.streams)
         ids = kafka.topic_ids(admin, domain.topics)
         logs = {topic: log.present_log(fs, topic, ids[topic]) for topic in domain.topics}
         ranges = kafka.log_ranges(consumer, domain.topics)
@@ -95,7 +103,8 @@ class SpeedLog:
         for known in reversed(chains):
             found = chain_of.epochs(fs, domain.name, known.number)
             whole = len(found) == len(chain_of.epoch_numbers(fs, domain.name, known.number))
-            same = whole and known.definition_hash == domain.definition_hash
+            present = all(chain_of.speaks_of(known, topic, lg) for topic, lg in logs.items())
+            same = whole and present and known.definition_hash == domain.definition_hash
             if (
                 same
                 and chain_of.fits(known, found, newest.horizon, newest.version) is not None
@@ -109,7 +118,7 @@ class SpeedLog:
             start = _start_at(newest, origins)
             chain = chain_of.begin(fs, domain, number, newest.version, start, origins, datetime.now(UTC).isoformat())
             chains = chain_of.chains(fs, domain.name)
-        opened = cls(fs, domain, settings, logs, chain, epochs)
+        opened = cls(fs, domain, ids, logs, (admin, consumer), chain, epochs)
         opened._check_kafka(ranges, newest)
         _log.info(
             "chain",
@@ -142,6 +151,7 @@ class SpeedLog:
             StartAgain: the newest version has another definition.
             NewChain: the newest version does not fit the chain, or the chain was damaged or deleted.
         """
+        self.check_topics()
         there = chain_of.epoch_numbers(self.fs, self.domain.name, self.chain.number)
         last = self.next_number - 1
         whole = there == list(range(there[0], last + 1)) if there else last < 0 and self._begun()
@@ -159,6 +169,11 @@ class SpeedLog:
         if chain_of.fits(self.chain, self.epochs, newest.horizon, newest.version) is None:
             raise NewChain(f"version {newest.version} ends at no epoch of chain {self.chain.number}")
         self.version = newest.version
+
+    def check_topics(self) -> None:
+        """Raise NewChain if a topic was deleted or made anew: asked before and after a micro-batch is read."""
+        if kafka.topic_ids(self.admin, self.domain.topics) != self.ids:
+            raise NewChain(f"a topic of {self.domain.name} was deleted or made anew")
 
     def _begun(self) -> bool:
         return self.fs.status(f"{self.chain.folder}/chain.json") is not None

@@ -118,10 +118,18 @@ def test_acknowledged_events_are_in_the_master_dataset_once(
                     for offset, value in zip(table["offset"].to_pylist(), table["value"].to_pylist(), strict=True):
                         stored[topic, name, offset] = value
                 assert rows == partition.head - partition.origin
-    for place, event_id in acknowledged.items():
-        assert place in stored
-        value = stored[place]
-        assert value is None or not value or event_id is None or event_id in value or '"event_id"' not in value
+    assert acknowledged.keys() <= stored.keys()
+    others = [place for place, event_id in acknowledged.items() if event_id not in (stored[place] or "")]
+    # Only events broken on purpose (1 %) may have lost their id on the way.
+    assert all(not is_event(stored[place]) for place in others)
+    assert len(others) < 0.03 * len(acknowledged)
+
+
+def is_event(value: str | None) -> bool:
+    try:
+        return isinstance(json.loads(value or "")["event_id"], str)
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def test_plain_readers_count_what_kafka_has(drilled: object, pipeline: Pipeline, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from engine import speed
-from engine.chain import Chain, Epoch, fits
+from engine.chain import Chain, Epoch, fits, speaks_of
 from engine.horizon import choose_horizon, overlay
 from engine.log import Partition, Position, Segment, offset_in
 from engine.versions import Manifest, version_zero
@@ -78,8 +78,10 @@ class Pipeline(RuleBasedStateMachine):
         newest = self.newest()
         logs = {TOPIC: self.log}
         for index, (chain, epochs) in reversed(list(enumerate(self.chains))):
-            if fits(chain, epochs, newest.horizon, newest.version) is not None and not speed._beyond_closed_logs(
-                chain, epochs, logs, self.raw()
+            if (
+                speaks_of(chain, TOPIC, self.log)
+                and fits(chain, epochs, newest.horizon, newest.version) is not None
+                and not speed._beyond_closed_logs(chain, epochs, logs, self.raw())
             ):
                 self.stream = index
                 return
@@ -179,4 +181,4 @@ class Pipeline(RuleBasedStateMachine):
 
 
 TestPipeline = Pipeline.TestCase
-TestPipeline.settings = settings(max_examples=400, stateful_step_count=40, deadline=None)
+TestPipeline.settings = settings(max_examples=600, stateful_step_count=40, deadline=None)

@@ -308,7 +308,6 @@ def test_an_array_of_nothing_is_still_an_array(tmp_path: Path) -> None:
         (["--late", "0.6", "--broken", "0.6"], "allowed is a sum of at most 1"),
         (["--to", "csv", "--broken", "0.1"], "error: --broken=0.1: allowed is 0 with --to csv"),
         (["--to", "jsonl", "--out", "/nowhere/x.jsonl"], "/nowhere/x.jsonl"),
-        (["--kafka-bootstrap-servers", "localhost:1"], "error: Kafka does not answer at localhost:1"),
     ],
 )
 def test_an_operator_s_mistake_is_one_line_and_exit_2(flags: list[str], message: str) -> None:

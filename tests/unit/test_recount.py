@@ -424,17 +424,17 @@ LOG: dict[tuple[str, str, str], list[tuple[int, str, str | bytes | None]]] = {
         (23, "10:01:00", None),
         (24, "10:01:00", BROKEN_BYTES),
     ],
-    # the same key in another partition, and in another log
+    # the same key in another partition, and in another log, one offset away
     ("t-orders", "A", "1"): [
         (
-            0,
+            6,
             "10:01:00",
             '{"id":"a","who":"u3","sent":"2026-03-01T10:00:10Z","kind":"buy","shop":"S","amount":5.00,"qty":8}',
         ),
     ],
     ("t-orders", "B", "0"): [
         (
-            0,
+            4,
             "10:01:00",
             '{"id":"a","who":"u3","sent":"2026-03-01T10:00:10Z","kind":"sell","shop":"S","amount":6.00,"qty":4}',
         ),
@@ -448,7 +448,7 @@ LOG: dict[tuple[str, str, str], list[tuple[int, str, str | bytes | None]]] = {
         ),
     ],
     ("t-orders", "A", "10"): [
-        (0, "10:01:00", '{"id":"z","who":"u4","sent":"2026-03-01T10:00:59Z","kind":"buy","shop":"S","amount":1.10}'),
+        (0, "10:01:00", '{"id":"z","who":"u4","sent":"2026-03-01T10:00:59Z","kind":"buy","shop":"S","qty":6}'),
     ],
     ("t.clicks", "C", "0"): [
         (0, "10:00:00", '{"id":1,"who":"u1","kind":"view"}'),
@@ -459,7 +459,7 @@ LOG: dict[tuple[str, str, str], list[tuple[int, str, str | bytes | None]]] = {
         (5, "10:00:00", '{"id":3,"who":"","kind":null}'),
     ],
 }
-EVERYTHING = {"t-orders": {"A": {"0": 25, "1": 1, "2": 1, "10": 1}, "B": {"0": 1}}, "t.clicks": {"C": {"0": 6}}}
+EVERYTHING = {"t-orders": {"A": {"0": 25, "1": 7, "2": 1, "10": 1}, "B": {"0": 5}}, "t.clicks": {"C": {"0": 6}}}
 
 
 def _raw(rows: list[tuple[int, str, str | bytes | None]]) -> pa.Table:
@@ -531,18 +531,18 @@ def test_a_windowed_view_is_what_was_counted_by_hand(shop: duckdb.DuckDBPyConnec
     rows = _by(_rows(shop, SHOPS), "shop", "window_start", "window_end")
     d = Decimal
     opened = rows.pop(("S", _at("2026-03-01T10:00"), _at("2026-03-01T10:01")))
-    assert opened.pop("mean") == pytest.approx(4.11625, rel=1e-12)
-    assert opened.pop("per_event") == pytest.approx(4.11625, rel=1e-12)
-    assert opened.pop("spread") == pytest.approx(2.9520159, abs=1e-7)
+    assert opened.pop("mean") == pytest.approx(31.83 / 7, rel=1e-12)
+    assert opened.pop("per_event") == pytest.approx(3.97875, rel=1e-12)
+    assert opened.pop("spread") == pytest.approx(2.9041161, abs=1e-7)
     assert opened == {
         "n": 8,
         "buys": 5,
-        "total": d("32.93"),
+        "total": d("31.83"),
         "sold": 7,
         "least": d("1.00"),
         "most": d("10.00"),
         "opening": d("10.00"),
-        "closing": {"amount": d("1.10"), "qty": None},
+        "closing": {"amount": None, "qty": 6},
         "people": 4,
     }
     one: dict[str, Any] = {"n": 1, "spread": None, "people": 1}
@@ -624,7 +624,7 @@ def test_only_rows_below_the_coverage_count_but_earlier_rows_still_make_them_cop
 
 def test_reports_run_over_good_rows_and_earlier_reports(shop: duckdb.DuckDBPyConnection) -> None:
     assert _by(report_rows(shop, DOMAIN, DOMAIN.reports[0], EVERYTHING), "shop") == {
-        ("S",): {"n": 10, "total": Decimal("39.94")},
+        ("S",): {"n": 10, "total": Decimal("38.84")},
         ("T",): {"n": 1, "total": Decimal("9999.99")},
         (None,): {"n": 2, "total": Decimal("1.00")},
     }
@@ -650,6 +650,14 @@ def test_the_deviation_of_close_values_is_exact() -> None:
     assert deviation(3, sum(units), sum(u * u for u in units), 3) == 0.001
     assert deviation(1, 5, 25, 0) is None
     assert deviation(2, 10, 50, 0) == 0.0
+
+
+def test_windows_before_1970_begin_at_their_floor() -> None:
+    con = open_database()
+    early = '{"id":"a","who":"u","sent":"1969-12-31T23:59:30Z","kind":"buy","shop":"S"}'
+    load(con, DOMAIN, [(("t-orders", "A", "0"), _raw([(0, "10:00:00", early)]))], 1)
+    (row,) = _rows(con, SHOPS)
+    assert (row["window_start"], row["window_end"]) == (_at("1969-12-31T23:59"), _at("1970-01-01T00:00"))
 
 
 def test_an_estimate_stands_beside_the_exact_count() -> None:

@@ -1,0 +1,123 @@
+"""A copy within W offsets is a duplicate, one farther is an event: the same in batch, in the speed layer's memory, in words."""
+
+from __future__ import annotations
+
+import itertools
+from random import Random
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pyspark.sql import SparkSession
+
+from domains import DOMAINS
+from engine.decode import decode_stream, decoded_columns
+from engine.domain import Domain, Stream
+from engine.duplicates import KeyWindow
+from engine.quality import judged, with_duplicates
+from tests.unit.test_decode import raw
+
+W = 5
+PLACE = ("t", "L", "0")
+
+
+def brute_force(keys: list[str]) -> list[int]:
+    """Offsets whose key occurred within the W offsets before; a duplicate counts as an occurrence."""
+    return [o for o, key in enumerate(keys) if key in keys[max(0, o - W) : o]]
+
+
+@pytest.mark.parametrize(("distance", "duplicate"), [(1, True), (W - 1, True), (W, True), (W + 1, False)])
+def test_the_window_ends_at_w(distance: int, duplicate: bool) -> None:
+    window = KeyWindow({"t": W})
+    window.remember(PLACE, [(100, "k")])
+    window.remember(PLACE, [(o, f"other{o}") for o in range(101, 100 + distance)])
+    assert window.duplicates(PLACE, [(100 + distance, "k")]) == ([100 + distance] if duplicate else [])
+    assert window.duplicates(("t", "L", "1"), [(100 + distance, "k")]) == []
+
+
+@given(keys=st.lists(st.sampled_from("abcd"), max_size=40), borders=st.lists(st.integers(0, 40), max_size=5))
+def test_any_split_into_epochs_finds_the_same_duplicates(keys: list[str], borders: list[int]) -> None:
+    window, found = KeyWindow({"t": W}), []
+    cuts = sorted({0, *(min(border, len(keys)) for border in borders), len(keys)})
+    for start, end in itertools.pairwise(cuts):
+        valid = [(o, keys[o]) for o in range(start, end)]
+        found += window.duplicates(PLACE, valid)
+        window.remember(PLACE, valid)
+    assert found == brute_force(keys)
+
+
+def test_the_memory_forgets_what_no_coming_row_can_repeat() -> None:
+    window = KeyWindow({"t": W})
+    window.remember(PLACE, [(o, f"k{o}") for o in range(1000)])
+    assert len(window) == W + 1
+
+
+def test_spark_names_the_same_duplicates_with_and_without_earlier_rows(spark: SparkSession) -> None:
+    source = Random(3)
+    keys = [source.choice("abcdefgh") for _ in range(200)]
+    problems = [source.choice([None, None, None, "bad_rule"]) for _ in keys]
+    schema = "log STRING, partition STRING, offset BIGINT, ukey STRING, problem STRING"
+    rows = [("L", "0", o, key, problem) for o, (key, problem) in enumerate(zip(keys, problems, strict=True))]
+    valid = [
+        key if problem is None else f"invalid{o}" for o, (key, problem) in enumerate(zip(keys, problems, strict=True))
+    ]
+    wanted = brute_force(valid)
+    whole = with_duplicates(spark.createDataFrame(rows, schema), None, W)
+    assert sorted(row.offset for row in whole.where("problem = 'duplicate'").collect()) == wanted
+    assert whole.where("problem = 'bad_rule'").count() == sum(problem is not None for problem in problems)
+    cut = 120
+    earlier = spark.createDataFrame(
+        [row[:4] for row in rows if cut - W <= row[2] < cut and row[4] is None], schema[: schema.index(", problem")]
+    )
+    later = with_duplicates(spark.createDataFrame([row for row in rows if row[2] >= cut], schema), earlier, W)
+    assert sorted(row.offset for row in later.where("problem = 'duplicate'").collect()) == [
+        o for o in wanted if o >= cut
+    ]
+    assert later.count() == len(rows) - cut
+
+
+STREAMS = [(domain, stream) for domain in DOMAINS for stream in domain.streams]
+
+
+@pytest.mark.parametrize(("domain", "stream"), STREAMS, ids=[stream.topic for _, stream in STREAMS])
+def test_no_rule_raises_and_every_rule_can_fail_alone(spark: SparkSession, domain: Domain, stream: Stream) -> None:
+    """A rule that no row fails, or that stops the query on an odd value, would be worse than none."""
+    odd = {
+        "STRING": [None, "", "x", "🎓", "\u202e", "\0", "y" * 10_000],
+        "BIGINT": [None, 0, -1, 2**63 - 1, -(2**63)],
+        "INT": [None, 0, -1, 2**31 - 1, -(2**31)],
+        "TIMESTAMP": [None, "0001-01-01 00:00:00", "9999-12-31 23:59:59"],
+    }
+    good = next(event for event in (stream.generator(Random(n), 1_767_225_600_000) for n in range(50)))  # type: ignore[misc]
+    import json
+
+    raw_good = raw([json.dumps(good)])
+    ddl = ", ".join(
+        f"`{n}` {t}" for n, t in {"log": "STRING", "partition": "STRING", **decoded_columns(stream)}.items()
+    )
+    with_place = raw_good.append_column("log", pa.array(["L"])).append_column("partition", pa.array(["0"]))
+    decoded = spark.createDataFrame(with_place).mapInArrow(decode_stream(stream), ddl).persist()
+    assert [row.problem for row in judged(decoded, stream).collect()] == [None]
+    seen = set()
+    for name, sql_type in stream.columns.items():
+        values = odd.get(
+            sql_type, [None, "-1", "0", "999.99"] if sql_type.startswith("DECIMAL(5") else [None, "0", "-1"]
+        )
+        for value in values:
+            changed = decoded.withColumn(name, _literal(value, sql_type))
+            if name == stream.time:
+                changed = changed.withColumn("event_time", _literal(value, sql_type))
+            seen.add(judged(changed, stream).select("problem").first().problem)  # type: ignore[union-attr]
+    assert seen - {None} == set(stream.all_rules) - _needs_two_fields(stream)
+
+
+def _needs_two_fields(stream: Stream) -> set[str]:
+    """Rules over two fields at once, which changing one field of one good event cannot fail in every generated event."""
+    return {"score_only_when_graded"} & set(stream.rules)
+
+
+def _literal(value: object, sql_type: str):  # type: ignore[no-untyped-def]
+    from pyspark.sql import functions as F
+
+    return F.lit(value).cast(sql_type)
