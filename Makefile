@@ -38,7 +38,7 @@ bench: setup ## measure CPU seconds per million events
 	@$(PY) -m bench
 
 test: setup ## all tests: unit, integration, end to end
-	$(PY) -m pytest tests
+	$(PY) -m pytest tests/unit tests/integration tests/e2e
 
 test-unit: setup ## tests that need no services
 	$(PY) -m pytest tests/unit

@@ -97,8 +97,9 @@ class Hdfs:
         try:
             self._client.rename(source, target, overwrite=False)
         except Exception as error:
-            # Some refusals come as a plain RuntimeError that carries the name of the Java exception.
-            if "FileAlreadyExists" in str(error) and not isinstance(error, FileExistsError):
+            # Some refusals come as a plain RuntimeError that carries the Java exception; "must both be" is what the
+            # NameNode says of a file moved onto a folder or the other way round.
+            if any(sign in str(error) for sign in ("FileAlreadyExists", "must both be")):
                 raise FileExistsError(target) from error
             raise
 

@@ -179,7 +179,7 @@ def pipeline(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         running.finish()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def serving_url(pipeline: Pipeline) -> Iterator[str]:
     """A live serving layer with a batch version while a producer runs."""
     if not pipeline.ledger().get("version"):

@@ -34,8 +34,10 @@ def drilled(pipeline: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> tup
         pipeline.wait(
             "epochs served before the first version", lambda: pipeline.ledger().get("events", {}).get("speed")
         )
+        # The dashboard and README tests share this pipeline and may have built a version already.
+        first = (pipeline.ledger().get("version") or 0) + 1
         pipeline.run("batch_layer.py")
-        pipeline.wait("version 1 served", lambda: pipeline.ledger().get("version") == 1)
+        pipeline.wait(f"version {first} served", lambda: pipeline.ledger().get("version") == first)
 
         pipeline.kill("ingest")
         pipeline.kill("stream")
@@ -48,7 +50,7 @@ def drilled(pipeline: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> tup
         assert [child.wait(240) for child in both] == [0, 0], pipeline.log("batch-1") + pipeline.log("batch-2")
         for n in (1, 2):
             del pipeline.running[f"batch-{n}"]
-        pipeline.wait("version 2 or later served", lambda: pipeline.ledger().get("version", 0) >= 2)
+        pipeline.wait("a version of the two runs served", lambda: pipeline.ledger().get("version", 0) > first)
 
         before = pipeline.ledger()["version"]
         assert pipeline.hdfs.delete("/data/speed_views/learning", recursive=True)
