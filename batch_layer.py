@@ -31,7 +31,7 @@ from engine.hdfs import Hdfs, HdfsUnavailable
 from engine.horizon import choose_horizon
 from engine.log import MasterWentBack, OffsetGap, covers
 from engine.session import spark_session
-from engine.settings import Settings, SettingsError, add_flags, from_args
+from engine.settings import Settings, SettingsError, add_flags, environment, from_args
 
 _log = structlog.get_logger("batch")
 
@@ -97,7 +97,7 @@ def main(argv: list[str] | None = None) -> None:
     with observe.exit_codes((SettingsError, DeclarationError), (OffsetGap, MasterWentBack), restarts):
         args = parser.parse_args(argv)
         settings = from_args(args)
-        chosen = domains.named(settings.domain)
+        chosen = domains.named(settings.domain, environment())
         if args.typed and not args.full:
             raise SettingsError("--typed: allowed only together with --full")
         observe.start_logging(settings)

@@ -31,7 +31,7 @@ from engine.domain import DeclarationError, Domain
 from engine.hdfs import Hdfs, HdfsUnavailable
 from engine.log import MASTER, LogReader, OffsetGap, Piece
 from engine.session import spark_session
-from engine.settings import Settings, SettingsError, add_flags, from_args
+from engine.settings import Settings, SettingsError, add_flags, environment, from_args
 
 CHECKPOINTS = "/checkpoints/ingest"
 RAW_COLUMNS = (
@@ -213,7 +213,7 @@ def main(argv: list[str] | None = None) -> None:
     with observe.exit_codes(usage, faults, (observe.StartAgain, HdfsUnavailable, kafka.KafkaUnreachable)):
         args = parser.parse_args(argv)
         settings = from_args(args)
-        chosen = domains.named(settings.domain)
+        chosen = domains.named(settings.domain, environment())
         observe.start_logging(settings)
         kafka.ensure_topics(settings, [stream for domain in chosen for stream in domain.streams])
         if args.new_log or args.accept_gap:

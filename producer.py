@@ -74,7 +74,8 @@ class Message(NamedTuple):
 def main(argv: list[str] | None = None) -> int:
     args = arguments(argv)
     chosen = settings.from_args(args)
-    streams = [stream for domain in domains.named(chosen.domain) for stream in domain.streams]
+    given = settings.environment() | dict(args.option)
+    streams = [stream for domain in domains.named(chosen.domain, given) for stream in domain.streams]
     if (chosen.duplicate_share + chosen.late_share + chosen.broken_share + chosen.future_share) > 1:
         raise SettingsError("--duplicates + --late + --broken + --future: allowed is a sum of at most 1")
     if args.to != "kafka" and chosen.broken_share:
@@ -120,7 +121,9 @@ def run(
 def mix(streams: list[Stream], chosen: Settings, rng: Random, clock: Callable[[int], int]) -> Iterator[Message]:
     """Endless messages: topics by weight; duplicate, late, future and broken ones in their shares, the others good."""
     makers = {
-        stream.topic: (stream, stream.generator, checker(stream)) for stream in streams if stream.generator is not None
+        stream.topic: (stream, stream.generator(rng, stream.options), checker(stream))
+        for stream in streams
+        if stream.generator is not None
     }
     total = sum(stream.weight for stream in streams)
     pool = [
@@ -137,7 +140,7 @@ def mix(streams: list[Stream], chosen: Settings, rng: Random, clock: Callable[[i
     number = 0
     while True:
         kind = random()
-        stream, generate, check = pool[int(random() * size)]
+        stream, make, check = pool[int(random() * size)]
         now_ms = clock(number)
         number += 1
         if kind < until_duplicate and recent:
@@ -147,7 +150,9 @@ def mix(streams: list[Stream], chosen: Settings, rng: Random, clock: Callable[[i
             now_ms -= rng.randint(*LATE_MS)
         elif until_late <= kind < until_future:
             now_ms += rng.randint(*FUTURE_MS)
-        event = generate(rng, now_ms)
+        event = make(now_ms)
+        if event is None:
+            continue
         value = encode(event)
         check(value)
         message = Message(stream, str(event[stream.key]).encode(), value, event)
@@ -284,9 +289,31 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", default="-", metavar="FILE", help="file for csv, json and jsonl; - is standard output")
     parser.add_argument("--start", type=start_time, metavar="ISO", help="event time of the first event; default: now")
     parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        type=option,
+        metavar="NAME=VALUE",
+        help="a setting of the domain, such as TICKERS=AAPL,MSFT or IMDB_BASICS=title.basics.tsv.gz; repeatable",
+    )
+    parser.add_argument(
+        "--live",
+        dest="option",
+        action="append_const",
+        const=("LIVE", "true"),
+        help="stocks: quotes as they are now (needs yfinance)",
+    )
+    parser.add_argument(
         "--journal", metavar="FILE", help="append topic, partition, offset and id of each acknowledged event"
     )
     return parser.parse_args(argv)
+
+
+def option(text: str) -> tuple[str, str]:
+    name, sign, value = text.partition("=")
+    if not sign or not name:
+        raise argparse.ArgumentTypeError(f"{text!r}: allowed is NAME=VALUE")
+    return name.upper(), value
 
 
 def start_time(text: str) -> datetime:

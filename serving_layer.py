@@ -36,7 +36,7 @@ from engine.observe import EXIT_USAGE, start_logging
 from engine.parameters import BadQuery, Params
 from engine.reply import Problem, encode
 from engine.service import Service
-from engine.settings import Settings, SettingsError, add_flags, from_args
+from engine.settings import Settings, SettingsError, add_flags, environment, from_args
 
 WEB = Path(__file__).parent / "web"
 DRAIN_SECONDS = 10.0
@@ -163,7 +163,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         settings = from_args(args)
-        chosen = domains.named(settings.domain)
+        chosen = domains.named(settings.domain, environment())
     except (SettingsError, DeclarationError) as error:
         parser.exit(EXIT_USAGE, f"{error}\n")
     if refusal := listen_refusal(settings.serving_host, settings.serving_port, args.allow_remote):

@@ -36,7 +36,7 @@ from engine.log import OffsetGap
 from engine.measures import stored_ddl
 from engine.quality import judged
 from engine.session import file_writer, spark_session
-from engine.settings import Settings, SettingsError, add_flags, from_args
+from engine.settings import Settings, SettingsError, add_flags, environment, from_args
 from engine.speed import NewChain, SpeedLog
 
 CHECKPOINTS = "/checkpoints/speed"
@@ -183,7 +183,7 @@ def main(argv: list[str] | None = None) -> None:
     faults = (DataExpired, LogReplaced, OffsetGap, StreamingQueryException)
     with observe.exit_codes(usage, faults, (observe.StartAgain, HdfsUnavailable, kafka.KafkaUnreachable)):
         settings = from_args(parser.parse_args(argv))
-        chosen = domains.named(settings.domain)
+        chosen = domains.named(settings.domain, environment())
         observe.start_logging(settings)
         kafka.ensure_topics(settings, [stream for domain in chosen for stream in domain.streams])
         stop = observe.Stop()

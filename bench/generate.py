@@ -23,7 +23,8 @@ import msgspec
 from faker import Faker
 
 import domains
-from engine.domain import Stream, decimal_of
+from engine.domain import Maker, Stream, decimal_of
+from engine.settings import environment
 from engine.validate import checker
 
 ROUNDS = 3
@@ -35,17 +36,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--events", type=int, default=20_000)
     args = parser.parse_args(argv)
     encode = msgspec.json.Encoder().encode
-    for domain in domains.named(args.domain):
+    for domain in domains.named(args.domain, environment()):
         ours_total = faker_total = weights = 0.0
         for stream in domain.streams:
-            generate, rng, check = stream.generator, Random(1), checker(stream)
-            if generate is None:
+            if stream.generator is None:
                 continue
+            make, check = stream.generator(Random(1), stream.options), checker(stream)
             fields = faker_fields(stream)
-            generate(rng, 0)  # builds the pools
+            make(1_767_225_600_000)  # builds the pools
 
-            def ours(generate: Any = generate, rng: Random = rng) -> bytes:
-                return encode(generate(rng, 1_767_225_600_000))
+            def ours(make: Maker = make) -> bytes:
+                return encode(make(1_767_225_600_000))
 
             def by_faker(fields: Any = fields) -> bytes:
                 return json.dumps({name: make() for name, make in fields}, ensure_ascii=False).encode()

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from random import Random
 from typing import Any
 
-from engine.domain import Domain, Report, Stream, View, avg, count, distinct, last, max_of, sum_of
+from engine.domain import Domain, Report, Stream, View, avg, count, distinct, each, last, max_of, sum_of
 
 _EVENT = {"event_id": "STRING", "user_id": "STRING", "event_type": "STRING", "timestamp": "TIMESTAMP"}
 
@@ -215,7 +215,7 @@ AUTH = _stream(
     ("login", "logout", "login_failed", "password_reset"),
     {"device": "STRING", "province": "STRING", "session_id": "STRING"},
     {"known_device": "device IN ('mobile', 'web', 'tablet')"},
-    generator=generate_auth,
+    generator=each(generate_auth),
     weight=25,
 )
 ASSESSMENT = _stream(
@@ -234,7 +234,7 @@ ASSESSMENT = _stream(
         "score_only_when_graded": "score IS NULL OR event_type = 'graded'",
         "duration_not_negative": "duration_seconds IS NULL OR duration_seconds >= 0",
     },
-    generator=generate_assessment,
+    generator=each(generate_assessment),
     weight=12,
 )
 VIDEO = _stream(
@@ -251,7 +251,7 @@ VIDEO = _stream(
         "course_given": "course_id IS NOT NULL AND course_id <> ''",
         "watched_not_negative": "watched_seconds IS NULL OR watched_seconds >= 0",
     },
-    generator=generate_video,
+    generator=each(generate_video),
     weight=45,
 )
 COURSE = _stream(
@@ -263,7 +263,7 @@ COURSE = _stream(
         "rating_in_range": "rating IS NULL OR (rating >= 1 AND rating <= 5)",
         "price_not_negative": "price_vnd IS NULL OR price_vnd >= 0",
     },
-    generator=generate_course,
+    generator=each(generate_course),
     weight=15,
 )
 PROFILE = _stream(
@@ -271,7 +271,7 @@ PROFILE = _stream(
     ("created", "updated"),
     {"full_name": "STRING", "email": "STRING", "province": "STRING", "school": "STRING", "birth_year": "INT"},
     {"birth_year_plausible": "birth_year IS NULL OR (birth_year >= 1900 AND birth_year <= 2100)"},
-    generator=generate_profile,
+    generator=each(generate_profile),
     weight=3,
 )
 STREAMS = (AUTH, ASSESSMENT, VIDEO, COURSE, PROFILE)

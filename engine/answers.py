@@ -102,7 +102,7 @@ async def report_rows(service: Service, domain: Domain, report: Report, params: 
     """One page of a report, with what its checks said."""
     snapshot = service.snapshot(domain.name)
     table, said = _report(snapshot, report)
-    query = report_query(report.name, [name for name in report.by if name in table.schema.names], table.schema, params)
+    query = report_query(report, table.schema, params)
     snapshot, offset = _place(service, domain, query, params)
     table, said = _report(snapshot, report)
     status = {name: said.get(name) for name in ("status", "version", "failed_checks")}

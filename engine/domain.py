@@ -11,7 +11,9 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from decimal import Decimal, InvalidOperation
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -56,13 +58,19 @@ SQL_WORDS = frozenset(
     ).split()
 )
 GRAINS = {"1 minute": 60, "5 minutes": 300, "15 minutes": 900, "1 hour": 3600, "1 day": 86400}
-MEASURE_KINDS = ("count", "sum", "min", "max", "avg", "stddev", "first", "last", "distinct")
+MEASURE_KINDS = ("count", "sum", "min", "max", "avg", "stddev", "first", "last", "distinct", "quantiles")
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 _FIELD = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,62}")
 _TOPIC = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}")
+_CONSTANT = re.compile(r"\{([a-z][a-z0-9_]*)\}")
 _DECIMAL = re.compile(r"DECIMAL\((\d+),\s*(\d+)\)")
 _SCALARS = ("STRING", "BIGINT", "INT", "DOUBLE", "BOOLEAN", "TIMESTAMP", "ARRAY<STRING>")
+
+# Makes the event of a moment (epoch ms); None where there is nothing to tell just now.
+Maker = Callable[[int], dict[str, Any] | None]
+# (random source, the stream's options) → a maker, which may remember what it made before.
+Generator = Callable[[Random, Mapping[str, str]], Maker]
 
 
 class DeclarationError(ValueError):
@@ -77,11 +85,15 @@ def decimal_of(sql_type: str) -> tuple[int, int] | None:
 
 @dataclass(frozen=True)
 class Measure:
-    """A column of a view that merges: `kind` over `columns` (several form one struct), of the rows where `where`."""
+    """A column of a view that merges: `kind` over `columns` (several form one struct), of the rows where `where`.
+
+    `at` is the share of values below a quantile, as the text of a decimal.
+    """
 
     kind: str
     columns: tuple[str, ...] = ()
     where: str | None = None
+    at: str | None = None
 
 
 def count(where: str | None = None) -> Measure:
@@ -129,6 +141,19 @@ def distinct(column: str, where: str | None = None) -> Measure:
     return Measure("distinct", (column,), where)
 
 
+def quantile(column: str, at: str, where: str | None = None) -> Measure:
+    """Value below which the share `at` lies ("0.95"), at most 0.8 % off: all values are counted in fixed buckets.
+
+    The quantiles of one column share one stored MAP from bucket to count; a view has the quantiles of one column.
+    """
+    return Measure("quantiles", (column,), where, at)
+
+
+def each(generate: Callable[[Random, int], dict[str, Any]]) -> Generator:
+    """Make a generator of a function that remembers nothing between two events."""
+    return lambda rng, _options: partial(generate, rng)
+
+
 @dataclass(frozen=True)
 class Stream:
     """A topic and the schema of its events.
@@ -142,7 +167,8 @@ class Stream:
         required: fields that must be present and not null, besides key, time and unique.
         rules: name → SQL condition; a row for which it is not TRUE gets the name as its problem.
         duplicate_window: W, in offsets.
-        generator: (random source, event time in epoch ms) → one event as a dict ready for JSON.
+        generator: (random source, options) → a maker: event time in epoch ms → one event as a dict ready for JSON.
+        options: texts that the generator reads; a setting of the same name, in upper case, overrides the default.
         weight: how often the producer picks this topic, relative to the others of its domain.
     """
 
@@ -155,7 +181,8 @@ class Stream:
     rules: Mapping[str, str] = field(default_factory=dict)
     duplicate_window: int = 100_000
     partitions: int = 3
-    generator: Callable[[Random, int], dict[str, Any]] | None = field(default=None, compare=False, repr=False)
+    generator: Generator | None = field(default=None, compare=False, repr=False)
+    options: Mapping[str, str] = field(default_factory=dict, compare=False)
     weight: float = field(default=1.0, compare=False)
 
     def __post_init__(self) -> None:
@@ -249,8 +276,9 @@ class View:
         by: dimensions; besides columns, `topic` may be one.
         every: window width, one of GRAINS, or None.
         measures: name → Measure.
-        show: name → SQL over shown columns; derived at reading, never merged.
-        explode: an ARRAY<STRING> column among `by` whose distinct values each get the row.
+        show: name → SQL over shown columns, a DOUBLE; derived at reading, never merged. `{name}` stands for a constant.
+        explode: (ARRAY<STRING> column, dimension): each distinct value of the array gets the row, under that dimension.
+        constants: numbers that `show` uses; a setting of the same name, in upper case, overrides the default.
     """
 
     name: str
@@ -259,7 +287,8 @@ class View:
     measures: Mapping[str, Measure]
     every: str | None = None
     show: Mapping[str, str] = field(default_factory=dict)
-    explode: str | None = None
+    explode: tuple[str, str] | None = None
+    constants: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         where = f"view '{self.name}'"
@@ -275,12 +304,18 @@ class View:
                 raise DeclarationError(
                     f"{where} '{name}': a lower-case identifier without '__', no SQL word, is wanted"
                 )
+        if self.explode and (self.explode[1] not in self.by or self.type_of(self.explode[0]) != "ARRAY<STRING>"):
+            raise DeclarationError(
+                f"{where}: explode {self.explode} must be an ARRAY<STRING> column and one of its dimensions"
+            )
         for dimension in self.by:
-            self.type_of(dimension)
-        if self.explode and (self.explode not in self.by or self.type_of(self.explode) != "ARRAY<STRING>"):
-            raise DeclarationError(f"{where}: explode '{self.explode}' must be an ARRAY<STRING> among its dimensions")
+            if self.dimension_type(dimension) == "ARRAY<STRING>":
+                raise DeclarationError(f"{where}: dimension '{dimension}' is an array; name it in explode")
         for name, measure in self.measures.items():
             self._check_measure(name, measure)
+        if len({(m.columns, m.where) for m in self.measures.values() if m.kind == "quantiles"}) > 1:
+            raise DeclarationError(f"{where}: quantiles of two columns; make a second view for the other one")
+        _check_constants(where, self.constants, self.show)
 
     def _check_measure(self, name: str, measure: Measure) -> None:
         where = f"view '{self.name}': measure '{name}'"
@@ -297,6 +332,11 @@ class View:
             t not in ("INT", "BIGINT") and not decimal_of(t) for t in types
         ):
             raise DeclarationError(f"{where}: {measure.kind} of {types[0]} is not exact; use BIGINT or DECIMAL(p,s)")
+        if measure.kind == "quantiles":
+            if types[0] not in ("INT", "BIGINT") and (decimal_of(types[0]) or (99, 0))[0] > 15:
+                raise DeclarationError(f"{where}: quantiles of {types[0]} are not exact; use BIGINT or DECIMAL(15,s)")
+            if not _is_number(measure.at or "") or not 0 < Decimal(measure.at or "") < 1:
+                raise DeclarationError(f"{where}: at={measure.at!r}: allowed is a decimal between 0 and 1, as text")
         if measure.kind == "stddev" and (decimal_of(types[0]) or (19, 0))[0] > 14:
             raise DeclarationError(
                 f"{where}: stddev needs a column of precision <= 14, not {types[0]}; use DECIMAL(14,s)"
@@ -315,7 +355,12 @@ class View:
 
     def dimension_type(self, dimension: str) -> str:
         """SQL type of a dimension as stored: an exploded array holds its elements."""
-        return "STRING" if dimension == self.explode else self.type_of(dimension)
+        return "STRING" if self.explode and dimension == self.explode[1] else self.type_of(dimension)
+
+    @property
+    def shown(self) -> dict[str, str]:
+        """Name → SQL of the shown columns, with the constants in it."""
+        return {name: _with_constants(sql, self.constants) for name, sql in self.show.items()}
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -331,8 +376,8 @@ class View:
                 "by": self.by,
                 "every": self.every,
                 "explode": self.explode,
-                "measures": [(n, m.kind, m.columns, m.where) for n, m in self.measures.items()],
-                "show": list(self.show.items()),
+                "measures": [(n, m.kind, m.columns, m.where, m.at) for n, m in self.measures.items()],
+                "show": list(self.shown.items()),
                 "schemas": [stream.schema_hash for stream in self.streams],
                 "arithmetic": MEASURES_VERSION,
             }
@@ -348,16 +393,29 @@ class Report:
         by: columns of the result that can be filtered on.
         sql: over one table per topic (its good rows; `-` and `.` in a topic become `_`) and over earlier reports.
         checks: name → SQL over the report (as table `report`) that gives one BOOLEAN; FALSE or NULL holds it back.
+        time: column of the result (a TIMESTAMP) to which `from` and `to` of a request speak.
+        constants: as in a view; `{name}` in `sql` stands for one.
     """
 
     name: str
     by: tuple[str, ...]
     sql: str
     checks: Mapping[str, str] = field(default_factory=dict)
+    time: str | None = None
+    constants: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        where = f"report '{self.name}'"
         if not _NAME.fullmatch(self.name):
-            raise DeclarationError(f"report '{self.name}': a lower-case identifier is wanted")
+            raise DeclarationError(f"{where}: a lower-case identifier is wanted")
+        if self.time and self.time not in self.by:
+            raise DeclarationError(f"{where}: time '{self.time}' is not one of {', '.join(self.by)}")
+        _check_constants(where, self.constants, {"sql": self.sql})
+
+    @property
+    def query(self) -> str:
+        """The SQL with the constants in it."""
+        return _with_constants(self.sql, self.constants)
 
 
 @dataclass(frozen=True)
@@ -400,13 +458,61 @@ class Domain:
     @property
     def report_hash(self) -> str:
         """16 hex digits over the reports; they are recomputed by every batch version and merge with nothing."""
-        return _hash([(r.name, r.by, r.sql, list(r.checks.items())) for r in self.reports])
+        return _hash([(r.name, r.by, r.query, list(r.checks.items())) for r in self.reports])
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """Setting → default, of the options and constants that a user may override."""
+        found: dict[str, str] = {}
+        parts = [*(s.options for s in self.streams), *(v.constants for v in self.views)]
+        for part in [*parts, *(r.constants for r in self.reports)]:
+            found |= {name.upper(): default for name, default in part.items()}
+        return found
+
+    def configured(self, given: Mapping[str, str]) -> Domain:
+        """Return the domain with the options and constants that `given` names (upper case) in place of the defaults.
+
+        Raises:
+            DeclarationError: a constant is no number.
+        """
+
+        def chosen(defaults: Mapping[str, str]) -> dict[str, str]:
+            return {name: given.get(name.upper(), "").strip() or default for name, default in defaults.items()}
+
+        streams = {stream.topic: replace(stream, options=chosen(stream.options)) for stream in self.streams}
+        views = tuple(
+            replace(v, constants=chosen(v.constants), streams=tuple(streams[s.topic] for s in v.streams))
+            for v in self.views
+        )
+        reports = tuple(replace(r, constants=chosen(r.constants)) for r in self.reports)
+        return replace(self, streams=tuple(streams.values()), views=views, reports=reports)
 
     def stream(self, topic: str) -> Stream:
         return next(stream for stream in self.streams if stream.topic == topic)
 
     def view(self, name: str) -> View:
         return next(view for view in self.views if view.name == name)
+
+
+def _check_constants(where: str, constants: Mapping[str, str], expressions: Mapping[str, str]) -> None:
+    for name, text in constants.items():
+        if not _is_number(text):
+            raise DeclarationError(f"{where}: constant {name.upper()}={text!r}: allowed is a decimal number")
+    for name, sql in expressions.items():
+        unknown = [word for word in _CONSTANT.findall(sql) if word not in constants]
+        if unknown:
+            raise DeclarationError(f"{where} '{name}': {{{unknown[0]}}} is none of its constants")
+
+
+def _with_constants(sql: str, constants: Mapping[str, str]) -> str:
+    return _CONSTANT.sub(lambda found: f"CAST({constants[found[1]]} AS DOUBLE)", sql)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return Decimal(text).is_finite()
+    except InvalidOperation:
+        return False
 
 
 def _hash(value: Any) -> str:

@@ -59,7 +59,7 @@ def merged(spark: SparkSession, view: View, parent: DataFrame | None, fresh: Dat
 
 def report_rows(spark: SparkSession, report: Report) -> tuple[DataFrame, list[str]]:
     """Compute a report over the registered good rows and earlier reports; return its rows and the checks that failed."""
-    rows = spark.sql(report.sql).persist()
+    rows = spark.sql(report.query).persist()
     rows.createOrReplaceTempView(report.name)
     rows.createOrReplaceTempView("report")
     failed = [name for name, sql in report.checks.items() if spark.sql(sql).first()[0] is not True]  # type: ignore[index]

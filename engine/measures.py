@@ -8,16 +8,25 @@ all as SQL text for Spark or DuckDB. Merging is UNION ALL and GROUP BY, never a 
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Literal
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 from datasketches import hll_sketch, hll_union, tgt_hll_type
 
 from engine.domain import GRAINS, Measure, View, decimal_of
 
 Engine = Literal["spark", "duckdb"]
+
+# Quantiles count values in buckets: sign, power of two, and this many equal steps in between, each at most 1.6 % wide.
+BUCKET_STEPS = 64
+# Added to the exponent, so that no key of a value of up to 15 decimal places comes near 0, the bucket of 0 itself.
+BUCKET_ORIGIN = 64
+BUCKETS = "MAP<INT, BIGINT>"
 
 # 2^12 registers: Spark's default, about 1.6 % standard error, at most about 4 kB a sketch.
 HLL_LOG_REGISTERS = 12
@@ -73,6 +82,8 @@ def parts_of(view: View, name: str, engine: Engine) -> tuple[Part, ...]:
             )
         case "distinct":
             return (_sketch(f"{name}__hll", value, engine),)
+        case "quantiles":
+            return (_buckets(f"{measure.columns[0].lower()}__counts", value, engine),)
     raise AssertionError(measure.kind)
 
 
@@ -91,12 +102,15 @@ def shown_as(view: View, name: str, engine: Engine) -> str:
             # built in one go would use another estimator than one that was merged.
             spark = f"hll_sketch_estimate(hll_union({name}__hll, {name}__hll))"
             return spark if engine == "spark" else f"hll_estimate({name}__hll)"
+        case "quantiles":
+            return _shown_quantile(f"{measure.columns[0].lower()}__counts", measure.at or "", engine)
     return name
 
 
 def all_parts(view: View, engine: Engine) -> tuple[Part, ...]:
     """Return the stored columns of all measures of a view, in order."""
-    return tuple(part for name in view.measures for part in parts_of(view, name, engine))
+    parts = {part.name: part for name in view.measures for part in parts_of(view, name, engine)}
+    return tuple(parts.values())
 
 
 def partial_query(view: View, table: str, engine: Engine) -> str:
@@ -104,11 +118,14 @@ def partial_query(view: View, table: str, engine: Engine) -> str:
     columns = [f"{_dimension(view, name)} AS {name}" for name in view.by]
     source = f"{table}"
     if view.explode:
-        generator = _exploded(view.explode, engine)
-        source = f"(SELECT *, {generator} AS {view.explode}__each FROM {table}) AS exploded"
+        array, dimension = view.explode
+        source = f"(SELECT *, {_exploded(array, engine)} AS {dimension}__each FROM {table}) AS exploded"
     if view.every:
         start, end = window_of("event_time", GRAINS[view.every], engine)
         columns += [f"{start} AS window_start", f"{end} AS window_end"]
+    bucketed = next((m for m in view.measures.values() if m.kind == "quantiles"), None)
+    if engine == "spark" and bucketed:
+        return _counted_by_bucket(view, bucketed, columns, source)
     columns += [f"{part.partial} AS {part.name}" for part in all_parts(view, engine)]
     return f"SELECT {', '.join(columns)} FROM {source}{_group_by(len(view.keys))}"
 
@@ -124,7 +141,7 @@ def show_query(view: View, table: str, engine: Engine) -> str:
     stored = [part.name for part in all_parts(view, engine)]
     measured = [f"{shown_as(view, name, engine)} AS {name}" for name in view.measures if name not in stored]
     inner = f"SELECT {', '.join([*view.keys, *stored, *measured])} FROM {table}"
-    derived = "".join(f", {sql} AS {name}" for name, sql in view.show.items())
+    derived = "".join(f", {sql} AS {name}" for name, sql in view.shown.items())
     return f"SELECT *{derived} FROM ({inner}) AS measured"
 
 
@@ -161,7 +178,7 @@ def shown_types(view: View) -> dict[str, str]:
     types = {}
     for name, measure in view.measures.items():
         match measure.kind:
-            case "avg" | "stddev":
+            case "avg" | "stddev" | "quantiles":
                 types[name] = "DOUBLE"
             case "distinct":
                 types[name] = "BIGINT"
@@ -181,6 +198,12 @@ def register(connection: duckdb.DuckDBPyConnection) -> None:
     ):
         # "special": they see NULLs themselves
         connection.create_function(name, function, arguments, result, null_handling="special")  # type: ignore[call-overload]
+    counts = "MAP(INTEGER, BIGINT)"
+    for name, fold, arguments, result in (
+        ("buckets_merge", _buckets_merge, [f"{counts}[]"], counts),
+        ("buckets_quantile", _buckets_quantile, [counts, "BIGINT"], "DOUBLE"),
+    ):
+        connection.create_function(name, fold, arguments, result, type="arrow", null_handling="special")  # type: ignore[call-overload]
     connection.execute("CREATE OR REPLACE MACRO try_divide(a, b) AS CASE WHEN b <> 0 THEN a / b END")
 
 
@@ -211,6 +234,84 @@ def _sketch(stored: str, value: str, engine: Engine) -> Part:
         return Part(stored, "BINARY", partial, f"hll_union_agg({stored}, false)")
     text = f"CAST({value} AS VARCHAR)"
     return Part(stored, "BINARY", f"hll_of(list(DISTINCT {text}))", f"hll_merge(list({stored}))")
+
+
+def _buckets(stored: str, value: str, engine: Engine) -> Part:
+    if engine == "duckdb":
+        partial = f"coalesce(histogram({_bucket(value)}), MAP {{}})"
+        return Part(stored, BUCKETS, f"CAST({partial} AS MAP(INTEGER, BIGINT))", f"buckets_merge(list({stored}))")
+    # Spark has no such aggregate over events: `_counted_by_bucket` makes the partial. Merges see a version and what came
+    # after it, so folding maps pair by pair is cheap; sorted, equal counts are equal bytes.
+    added = "map_zip_with(a, b, (k, x, y) -> coalesce(x, 0L) + coalesce(y, 0L))"
+    folded = f"reduce(collect_list({stored}), CAST(map() AS {BUCKETS}), (a, b) -> {added})"
+    return Part(stored, BUCKETS, "", f"map_from_entries(array_sort(map_entries({folded})))")
+
+
+def _counted_by_bucket(view: View, measure: Measure, columns: list[str], source: str) -> str:
+    """Spark SQL of a partial whose rows are first folded per bucket, then merged with the buckets as one map."""
+    (stored,) = (part.name for part in _parts_of_kind(view, "quantiles"))
+    others = [part for part in all_parts(view, "spark") if part.name != stored]
+    inner = [*columns, f"{_bucket(_value(view, measure, 'spark'))} AS bucket__", "count(1) AS rows__"]
+    inner += [f"{part.partial} AS {part.name}" for part in others]
+    groups = ", ".join(str(i + 1) for i in range(len(view.keys) + 1))
+    entry = "CASE WHEN bucket__ IS NOT NULL THEN named_struct('key', bucket__, 'value', rows__) END"
+    outer = [*view.keys, *(f"{part.merge} AS {part.name}" for part in others)]
+    outer.append(f"map_from_entries(array_sort(collect_list({entry}))) AS {stored}")
+    ordered = [*view.keys, *(part.name for part in all_parts(view, "spark"))]
+    by_bucket = f"SELECT {', '.join(inner)} FROM {source} GROUP BY {groups}"
+    folded = f"SELECT {', '.join(outer)} FROM ({by_bucket}) AS by_bucket{_group_by(len(view.keys))}"
+    return f"SELECT {', '.join(ordered)} FROM ({folded}) AS folded"
+
+
+def _parts_of_kind(view: View, kind: str) -> list[Part]:
+    found = {p.name: p for n, m in view.measures.items() if m.kind == kind for p in parts_of(view, n, "spark")}
+    return list(found.values())
+
+
+def _bucket(value: str) -> str:
+    """SQL of the bucket of a number: 0 for 0, else its sign times 1 + steps from the smallest power of two.
+
+    A logarithm may be wrong in its last digit, so its floor may be one off; what is left after the (exact) division by
+    that power of two tells, and the steps are counted from the right one.
+    """
+    size = f"abs(CAST({value} AS DOUBLE))"
+    exponent = f"CAST(floor(log2(nullif({size}, CAST(0 AS DOUBLE)))) AS INT)"
+    rest = f"({size} / power(CAST(2 AS DOUBLE), {exponent}))"
+
+    def steps(shift: int, fraction: str) -> str:
+        start = f"({exponent} + {BUCKET_ORIGIN + shift}) * {BUCKET_STEPS} + 1"
+        return f"{start} + CAST(floor(({fraction} - 1) * {BUCKET_STEPS}) AS INT)"
+
+    key = (
+        f"CASE WHEN {rest} < 1 THEN {steps(-1, f'{rest} * 2')} WHEN {rest} >= 2 THEN {steps(1, f'{rest} / 2')} "
+        f"ELSE {steps(0, rest)} END"
+    )
+    return f"CASE WHEN {value} IS NULL THEN NULL WHEN {value} = 0 THEN 0 WHEN {value} > 0 THEN {key} ELSE -({key}) END"
+
+
+def bucket_value(key: int) -> float:
+    """Return the middle of a bucket."""
+    if key == 0:
+        return 0.0
+    exponent, step = divmod(abs(key) - 1, BUCKET_STEPS)
+    return float(math.copysign(math.ldexp(1 + (step + 0.5) / BUCKET_STEPS, exponent - BUCKET_ORIGIN), key))
+
+
+def _shown_quantile(stored: str, at: str, engine: Engine) -> str:
+    millionths = int(Decimal(at) * 1_000_000)
+    if engine == "duckdb":
+        return f"buckets_quantile({stored}, {millionths})"
+    total = f"reduce(map_values({stored}), 0L, (a, b) -> a + b)"
+    # The smallest bucket at or below whose values at least ceil(at × number) values lie.
+    wanted = f"greatest(1L, ({total} * {millionths}L + 999999L) DIV 1000000L)"
+    found = (
+        f"reduce(map_entries({stored}), named_struct('seen', 0L, 'bucket', CAST(NULL AS INT)), (a, b) -> named_struct("
+        f"'seen', a.seen + b.value, 'bucket', CASE WHEN a.bucket IS NULL AND a.seen + b.value >= {wanted} "
+        f"THEN b.key ELSE a.bucket END), a -> a.bucket)"
+    )
+    exponent = f"CAST(floor((abs({found}) - 1) / {BUCKET_STEPS}) AS INT) - {BUCKET_ORIGIN}"
+    fraction = f"(1 + (pmod(abs({found}) - 1, {BUCKET_STEPS}) + CAST(0.5 AS DOUBLE)) / {BUCKET_STEPS})"
+    return f"CASE WHEN {found} = 0 THEN CAST(0 AS DOUBLE) ELSE sign({found}) * {fraction} * power(CAST(2 AS DOUBLE), {exponent}) END"
 
 
 def _positioned(view: View, measure: Measure, engine: Engine) -> str:
@@ -252,7 +353,7 @@ def _shown_stddev(name: str, scale: int) -> str:
 
 
 def _dimension(view: View, name: str) -> str:
-    return f"{name}__each" if name == view.explode else name
+    return f"{name}__each" if view.explode and name == view.explode[1] else name
 
 
 def _exploded(column: str, engine: Engine) -> str:
@@ -284,6 +385,7 @@ def arrow_type(sql_type: str) -> pa.DataType:
         "TIMESTAMP": pa.timestamp("us"),
         "BINARY": pa.binary(),
         "ARRAY<STRING>": pa.list_(pa.string()),
+        BUCKETS: pa.map_(pa.int32(), pa.int64()),
     }[sql_type]
 
 
@@ -322,3 +424,46 @@ def _hll_estimate(sketch: bytes | None) -> int:
     union.update(opened)
     estimate: float = union.get_result(tgt_hll_type.HLL_8).get_estimate()
     return round(estimate)
+
+
+def _buckets_merge(lists: pa.Array) -> pa.Array:
+    """For each list of maps from bucket to count: one map with the counts added, by bucket."""
+    lists = _one_chunk(lists)
+    maps = lists.flatten()
+    lengths = lists.value_lengths().fill_null(0).to_numpy()
+    row_of_map = np.repeat(np.arange(len(lists)), lengths)
+    entries = np.diff(maps.offsets.to_numpy()) if len(maps) else np.zeros(0, np.int64)
+    row = np.repeat(row_of_map, entries).astype(np.int64)
+    # flatten() keeps a slice's offsets: only the entries that the maps speak of are taken.
+    first, end = (maps.offsets[0].as_py(), maps.offsets[-1].as_py()) if len(maps) else (0, 0)
+    keys = maps.keys.slice(first, end - first).to_numpy() if len(maps) else np.zeros(0, np.int64)
+    counts = maps.items.slice(first, end - first).to_numpy() if len(maps) else np.zeros(0, np.int64)
+    place, index = np.unique((row << 32) + (keys.astype(np.int64) + (1 << 31)), return_inverse=True)
+    sums = np.zeros(len(place), np.int64)
+    np.add.at(sums, index, counts)
+    offsets = np.searchsorted(place >> 32, np.arange(len(lists) + 1))
+    merged_keys = ((place & 0xFFFFFFFF) - (1 << 31)).astype(np.int32)
+    return pa.MapArray.from_arrays(
+        pa.array(offsets, pa.int32()), pa.array(merged_keys, pa.int32()), pa.array(sums, pa.int64())
+    )
+
+
+def _buckets_quantile(maps: pa.Array, millionths: pa.Array) -> pa.Array:
+    """For each map from bucket to count: the middle of the bucket in which the quantile lies, NULL of nothing."""
+    found = []
+    for counts, share in zip(_one_chunk(maps).to_pylist(), _one_chunk(millionths).to_pylist(), strict=True):
+        ordered = sorted(counts or ())
+        wanted = max(1, -(-sum(n for _, n in ordered) * share // 1_000_000))
+        seen = 0
+        value = None
+        for key, number in ordered:
+            seen += number
+            if seen >= wanted:
+                value = bucket_value(key)
+                break
+        found.append(value)
+    return pa.array(found, pa.float64())
+
+
+def _one_chunk(array: pa.Array | pa.ChunkedArray) -> pa.Array:
+    return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array

@@ -125,9 +125,8 @@ def view_parameters(view: View) -> list[dict[str, Any]]:
         found.append(_parameter(name, f"rows where {name} ({kind}) is one of the values; repeatable", None, many=True))
         found.append(_parameter(f"{name}.null", f"true adds the rows where {name} is NULL", None, ["true", "false"]))
     if view.every:
-        day = "2026-01-31T00:00:00Z"
         found += [
-            _parameter(name, f"windows that start {text}, on a border of the answered grain", day)
+            _parameter(name, f"windows that start {text}, on a border of the answered grain", _DAY)
             for name, text in _BORDERS
         ]
         grains = [short for short, grain in EVERY.items() if GRAINS[grain] % GRAINS[view.every] == 0]
@@ -140,12 +139,15 @@ def view_parameters(view: View) -> list[dict[str, Any]]:
 
 
 _BORDERS = (("from", "at or after"), ("to", "before"))
+_DAY = "2026-01-31T00:00:00Z"
 
 
 def _report(report: Report) -> list[dict[str, Any]]:
-    return [
+    ranged = [_parameter(name, f"rows whose {report.time} is {text}", _DAY) for name, text in _BORDERS]
+    equal = [
         _parameter(name, f"rows where {name} is one of the values; repeatable", None, many=True) for name in report.by
     ]
+    return [*equal, *(ranged if report.time else [])]
 
 
 def _paging(ordered: bool = True) -> list[dict[str, Any]]:

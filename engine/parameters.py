@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from engine.domain import GRAINS, Measure, View
+from engine.domain import GRAINS, Measure, Report, View
 from engine.measures import arrow_type
 from engine.query import Filter, Query
 
@@ -73,15 +73,19 @@ def view_query(view: View, params: Params) -> Query:
     )
 
 
-def report_query(name: str, by: Sequence[str], schema: pa.Schema, params: Params) -> Query:
+def report_query(report: Report, schema: pa.Schema, params: Params) -> Query:
     """Check the parameters of a report's rows. Raises BadQuery naming the field."""
+    by = [name for name in report.by if name in schema.names]
     types = {column: schema.field(column).type for column in by}
-    given = collected(params, types, ("order", "limit", "format"))
+    ranged = ("from", "to") if report.time else ()
+    given = collected(params, types, (*ranged, "order", "limit", "format"))
     filters, texts = _filters(given, types)
+    start, end = (time_of(given[field][0], field) if given.get(field) else None for field in ("from", "to"))
     columns = tuple(schema.names)
     order = _order(given, columns, (*by, *(c for c in columns if c not in by)))
     limit, form = limit_of(given.get("limit")), one_of(given, "format", FORMATS)
-    return Query(name, columns, filters, order, limit, form, texts=texts)
+    time = report.time or Query.time
+    return Query(report.name, columns, filters, order, limit, form, start=start, end=end, time=time, texts=texts)
 
 
 def time_of(text: str, field: str) -> datetime:
@@ -172,18 +176,19 @@ def _shape(view: View, given: Mapping[str, list[str]], filters: tuple[Filter, ..
     if "every" in given and view.every:
         every = _grain(view, given["every"][0])
     measures, show = _measures(view, given)
-    fixed = any(f.column == view.explode and len(f.values) + f.or_null == 1 for f in filters)
-    if view.explode and view.explode not in by and not fixed:
+    exploded = view.explode[1] if view.explode else None
+    fixed = any(f.column == exploded and len(f.values) + f.or_null == 1 for f in filters)
+    if exploded and exploded not in by and not fixed:
         unsafe = [name for name, measure in measures.items() if measure.kind not in OVERLAP_SAFE] + list(show)
         if unsafe:
             safe = [name for name, measure in view.measures.items() if measure.kind in OVERLAP_SAFE]
             raise BadQuery(
                 "by",
-                f"one event may stand under several values of '{view.explode}', so {', '.join(unsafe)} would count it more than once; "
+                f"one event may stand under several values of '{exploded}', so {', '.join(unsafe)} would count it more than once; "
                 f"group by it, fix it to one value" + (f", or ask for measures={','.join(safe)}" if safe else ""),
             )
     ordered = tuple(name for name in view.by if name in by)
-    explode = view.explode if view.explode in by else None
+    explode = view.explode if exploded in by else None
     return dataclasses.replace(view, by=ordered, every=every, measures=measures, show=show, explode=explode)
 
 

@@ -40,7 +40,8 @@ class Query:
         filters: on stored columns.
         order: (column, descending), total.
         shape: for a view, the view regrouped to the asked dimensions, grain and measures; None for a report.
-        start, end: window starts in [start, end), naive UTC.
+        start, end: `time` lies in [start, end), naive UTC.
+        time: the column that start and end speak of.
         texts: the filters as the client wrote them, for the proof; None stands for NULL.
     """
 
@@ -55,6 +56,7 @@ class Query:
     part: str = "merged"
     start: datetime | None = None
     end: datetime | None = None
+    time: str = "window_start"
     texts: Mapping[str, tuple[str | None, ...]] = dataclasses.field(default_factory=dict)
 
     @property
@@ -161,7 +163,7 @@ def _source(query: Query, tables: Sequence[str]) -> tuple[str, list[Any]]:
         values += item.values
     for border, sign in ((query.start, ">="), (query.end, "<")):
         if border is not None:
-            conditions.append(f"window_start {sign} ?")
+            conditions.append(f"{_quoted(query.time)} {sign} ?")
             values.append(border)
     where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
     columns = "*"

@@ -6,6 +6,7 @@ exact count with the estimate of one sketch of all values beside it.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -125,7 +126,7 @@ def view_rows(
     folded = _finished(con.sql(sql, params=values).to_arrow_table(), view)
     con.register("folded", folded)
     try:
-        derived = "".join(f', {sql} AS "{name}"' for name, sql in view.show.items())
+        derived = "".join(f', {sql} AS "{name}"' for name, sql in view.shown.items())
         shown = con.execute(f"SELECT *{derived} FROM folded")
         names = [column[0] for column in shown.description]
         found = [dict(zip(names, row, strict=True)) for row in shown.fetchall()]
@@ -147,7 +148,7 @@ def report_rows(con: duckdb.DuckDBPyConnection, domain: Domain, report: Report, 
         con.execute(f'CREATE OR REPLACE TEMP VIEW "{name}" AS {_good_rows(domain, stream, ["*"])}')
     rows: list[Row] = []
     for one in domain.reports[: domain.reports.index(report) + 1]:
-        con.execute(f'CREATE OR REPLACE TEMP TABLE "{one.name}" AS {one.sql}')
+        con.execute(f'CREATE OR REPLACE TEMP TABLE "{one.name}" AS {one.query}')
     answer = con.execute(f'SELECT * FROM "{report.name}"')
     names = [column[0] for column in answer.description]
     rows = [dict(zip(names, row, strict=True)) for row in answer.fetchall()]
@@ -223,7 +224,12 @@ def _rows(domain: Domain, view: View) -> str:
     """SQL of the good rows of all streams of a view, with `_element` of an exploded array and `_window` in epoch µs."""
     texts = [measure.where or "" for measure in view.measures.values()]
     words = {word for text in texts for word in re.findall(r"\w+", text)}
-    named = {*view.by, *words, *(column for measure in view.measures.values() for column in measure.columns)}
+    named = {
+        *view.by,
+        *words,
+        *(view.explode or ()),
+        *(column for measure in view.measures.values() for column in measure.columns),
+    }
     # Only a column of every stream can be meant; any other word of a condition is a function, a text or a keyword.
     common = [
         name for name in view.streams[0].columns if name in named and all(name in s.columns for s in view.streams)
@@ -234,7 +240,7 @@ def _rows(domain: Domain, view: View) -> str:
     )
     extra = ""
     if view.explode:
-        array = f'"{view.explode}"'
+        array = f'"{view.explode[0]}"'
         extra += f", unnest(CASE WHEN len({array}) > 0 THEN list_distinct({array}) ELSE ['(unknown)'] END) AS _element"
     if view.every:
         extra += f", {_floor('epoch_us(event_time)', GRAINS[view.every])} AS _window"
@@ -265,7 +271,7 @@ def _conditions(view: View, asked: Question) -> tuple[str, list[Any]]:
 
 
 def _dimension(view: View, name: str) -> str:
-    return "_element" if name == view.explode else f'"{name}"'
+    return "_element" if view.explode and name == view.explode[1] else f'"{name}"'
 
 
 def _folded(domain: Domain, view: View, asked: Question) -> tuple[str, list[Any]]:
@@ -311,6 +317,8 @@ def _measured(view: View, measure: Measure) -> str:
             return f"{'arg_min' if measure.kind == 'first' else 'arg_max'}({value}, {position}){only}"
         case "distinct":
             return f"coalesce(list(DISTINCT CAST({value} AS VARCHAR)){only}, [])"
+        case "quantiles":
+            return f"coalesce(list(CAST({value} AS VARCHAR)){only}, [])"
     raise NotImplementedError(
         f"view '{view.name}': the recount has no '{measure.kind}'; write it in engine/recompute.py"
     )
@@ -329,6 +337,10 @@ def _finished(folded: pa.Table, view: View) -> pa.Table:
             values = folded[name].to_pylist()
             folded = folded.set_column(place, name, pa.array(map(estimate, values), pa.int64()))
             folded = folded.append_column(name + _EXACT, pa.array(map(len, values), pa.int64()))
+        elif measure.kind == "quantiles":
+            share = Decimal(measure.at or "")
+            found = [quantile(sorted(map(Decimal, texts)), share) for texts in folded[name].to_pylist()]
+            folded = folded.set_column(place, name, pa.array(found, pa.float64()))
     return folded
 
 
@@ -341,6 +353,18 @@ def estimate(values: Sequence[str]) -> int:
     union.update(sketch)
     union.update(sketch)
     return round(float(union.get_result(tgt_hll_type.HLL_8).get_estimate()))
+
+
+def quantile(ordered: Sequence[Decimal], share: Decimal) -> float | None:
+    """Middle of the bucket of the ceil(share × number)-th value: a double's sign, exponent and next six bits."""
+    if not ordered:
+        return None
+    value = float(ordered[max(1, math.ceil(share * len(ordered))) - 1])
+    if not value:
+        return 0.0
+    mantissa, exponent = math.frexp(value)
+    steps = math.floor(abs(mantissa) * 128)  # 64 to 127
+    return math.copysign(math.ldexp((steps + 0.5) / 128, exponent), value)
 
 
 def deviation(n: int, total: int, squares: int, scale: int) -> float | None:

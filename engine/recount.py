@@ -107,6 +107,7 @@ def open_database() -> duckdb.DuckDBPyConnection:
     con.execute("SET enable_external_access = false")
     con.execute("CREATE SCHEMA recount")
     con.execute("CREATE MACRO try_divide(a, b) AS CASE WHEN b <> 0 THEN a / b END")
+    con.execute("CREATE MACRO explode(list) AS unnest(list)")
     return con
 
 

@@ -259,6 +259,11 @@ def load(
     return Settings(**values)
 
 
+def environment(environ: Mapping[str, str] | None = None, env_file: Path | None = ENV_FILE) -> dict[str, str]:
+    """Return every name of the environment and of `.env`, for the settings that a domain declares (`Domain.settings`)."""
+    return {**_env_lines(env_file), **(os.environ if environ is None else environ)}
+
+
 def add_flags(parser: argparse.ArgumentParser, flags: Iterable[str] | Mapping[str, str | tuple[str, ...]]) -> None:
     """Give `parser` flags for settings; a flag that is not given leaves the environment's value in force.
 

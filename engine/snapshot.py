@@ -278,7 +278,7 @@ class Loader:
                 folder = f"{versions.folder(manifest.domain, int(said.get('version') or 0))}/{name}"
                 table = self._files(folder, said.get("files", []))
                 if table is not None:
-                    tables[name] = table.combine_chunks()
+                    tables[name] = _without_zone(table).combine_chunks()
             except (ValueError, FileNotFoundError) as error:
                 self._say("refused", f"report {name}: {error}")
         return tables
@@ -340,3 +340,9 @@ def summed(counts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         names = total.setdefault(topic, {}).setdefault(log, {}).setdefault(partition, {})
         names[name] = names.get(name, 0) + number
     return total
+
+
+def _without_zone(table: pa.Table) -> pa.Table:
+    """Spark's files hold times in UTC with a zone; everything here holds them without."""
+    fields = [f.with_type(pa.timestamp("us")) if pa.types.is_timestamp(f.type) else f for f in table.schema]
+    return table.cast(pa.schema(fields))

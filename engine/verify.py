@@ -59,7 +59,7 @@ from engine.recompute import (
     view_rows,
 )
 from engine.recount import load, open_database
-from engine.settings import Settings, SettingsError
+from engine.settings import Settings, SettingsError, environment
 from engine.settings import load as load_settings
 
 SHOWN_DIFFERENCES = 20
@@ -276,7 +276,7 @@ def prove(settings: Settings, request: Mapping[str, Any]) -> dict[str, Any]:
 def read_request(request: Mapping[str, Any]) -> tuple[Domain, View, Question, Mapping[str, Any]]:
     """Return what a proof request is about and its coverage. Raises BadQuestion, DeclarationError."""
     try:
-        domain = domains.named(request["domain"])[0]
+        domain = domains.named(request["domain"], environment())[0]
         view = _view(domain, request["view"])
         filters = {name: tuple(texts) for name, texts in (request.get("filters") or {}).items()}
         start, end = (moment(request[name]) if request.get(name) else None for name in ("from", "to"))
@@ -363,7 +363,7 @@ def run(args: argparse.Namespace) -> int:
     if args.proof:
         sys.stdout.write(json_text(prove(settings, json.load(sys.stdin))) + "\n")
         return 0
-    chosen = domains.named(args.domain or settings.domain)
+    chosen = domains.named(args.domain or settings.domain, environment())
     if args.view:
         chosen = tuple(domain for domain in chosen if any(view.name == args.view for view in domain.views))
         if not chosen:

@@ -70,9 +70,14 @@ _MEASURES = {
 MINUTES = View("sales_minutes", (SALES,), ("shop", "size"), _MEASURES, "1 minute", {"share": "try_divide(big, sales)"})
 SHOPS = View("shops", (SALES,), ("shop",), _MEASURES)
 TAGS = View(
-    "tag_days", (SALES,), ("tags", "shop"), {"sales": count(), "most": max_of("amount")}, "1 day", explode="tags"
+    "tag_days",
+    (SALES,),
+    ("tag", "shop"),
+    {"sales": count(), "most": max_of("amount")},
+    "1 day",
+    explode=("tags", "tag"),
 )
-TOPS = Report("tops", ("shop",), "SELECT 1")
+TOPS = Report("tops", ("shop", "day"), "SELECT 1", time="day")
 SHOP = Domain("shop", (SALES,), (MINUTES, SHOPS, TAGS), (TOPS,))
 _DATABASE = open_database()
 PROBLEMS = ("malformed", "amount_given", "duplicate")

@@ -131,7 +131,8 @@ def test_every_make_target_that_is_named_exists_and_every_target_is_named() -> N
 @EACH
 def test_upper_case_names_are_settings_or_stand_in_the_code(name: str) -> None:
     files = (path for folder in (".", "engine", "stack", "domains") for path in (ROOT / folder).glob("*.py"))
-    sources = "\n".join([*(s.name for s in settings.SETTINGS), *(path.read_text(encoding="utf-8") for path in files)])
+    names = [*(s.name for s in settings.SETTINGS), *(name for domain in DOMAINS for name in domain.settings)]
+    sources = "\n".join([*names, *(path.read_text(encoding="utf-8") for path in files)])
     for word in {w for span in code_spans(TEXTS[name]) for w in re.findall(r"\b[A-Z]+(?:_[A-Z]+)+\b", span)}:
         assert word in sources, f"{name}: {word} is nowhere in the code"
 
@@ -194,6 +195,13 @@ def test_the_map_of_the_repository_has_every_module_and_no_other() -> None:
 def test_every_domain_is_in_the_readme_with_its_topics_views_and_reports(domain: Any) -> None:
     for name in (domain.name, *domain.topics, *(v.name for v in domain.views), *(r.name for r in domain.reports)):
         assert f"`{name}`" in README, f"README.md does not name {name} of domain {domain.name}"
+
+
+@pytest.mark.parametrize("domain", DOMAINS, ids=lambda domain: domain.name)
+def test_every_setting_of_a_domain_is_in_the_readme_with_its_default(domain: Any) -> None:
+    for name, default in domain.settings.items():
+        row = next((line for line in README.splitlines() if line.startswith("| `") and f"`{name}`" in line), "")
+        assert (f"`{default}`" if default else "(empty)") in row, f"README.md: {name} of domain {domain.name}"
 
 
 def test_every_address_in_a_curl_line_is_a_route_with_these_parameters() -> None:

@@ -31,9 +31,11 @@ EACH_STREAM = pytest.mark.parametrize("stream", STREAMS)
 
 
 def events(stream: Stream, count: int, seed: int = 1) -> list[dict[str, Any]]:
-    rng = Random(seed)
     assert stream.generator is not None, f"stream '{stream.topic}' has no generator"
-    return [stream.generator(rng, NOW_MS + number) for number in range(count)]
+    make = stream.generator(Random(seed), stream.options)
+    made = [make(NOW_MS + number) for number in range(count)]
+    assert None not in made, f"stream '{stream.topic}' made no event"
+    return made  # type: ignore[return-value]
 
 
 @EACH_STREAM
@@ -140,7 +142,9 @@ def test_unique_keys_do_not_repeat_by_chance(stream: Stream) -> None:
 def test_every_column_that_a_view_uses_exists_in_all_its_streams(domain: Domain) -> None:
     words = re.compile(r"'[^']*'|[A-Za-z_]\w*")
     for view in domain.views:
-        for name in chain(view.by, *(measure.columns for measure in view.measures.values())):
+        for name in view.by:
+            assert view.dimension_type(name), (view.name, name)
+        for name in chain(*(measure.columns for measure in view.measures.values())):
             assert view.type_of(name), (view.name, name)
         for measure in view.measures.values():
             named = {word for word in words.findall(measure.where or "") if not word.startswith("'")}
@@ -169,11 +173,11 @@ def test_every_file_in_domains_is_listed() -> None:
 
 
 def test_an_unknown_domain_is_refused_with_the_known_names() -> None:
-    assert domains.named("all") == DOMAINS
-    assert domains.named(f"{DOMAINS[0].name}, {DOMAINS[0].name}") == DOMAINS[:1]
+    assert domains.named("all", {}) == DOMAINS
+    assert domains.named(f"{DOMAINS[0].name}, {DOMAINS[0].name}", {}) == DOMAINS[:1]
     for text in ("nosuch", "", ","):
         with pytest.raises(DeclarationError, match=f"unknown domain; allowed: {DOMAINS[0].name}"):
-            domains.named(text)
+            domains.named(text, {})
 
 
 @pytest.mark.parametrize(

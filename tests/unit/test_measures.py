@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from pyspark.sql import SparkSession
 
 from engine import measures
-from engine.domain import Stream, View, avg, count, distinct, first, last, max_of, min_of, stddev, sum_of
+from engine.domain import Stream, View, avg, count, distinct, first, last, max_of, min_of, quantile, stddev, sum_of
 
 STREAM = Stream(
     topic="t",
@@ -51,10 +51,14 @@ VIEW = View(
         "f": first("x"),
         "l": last("k", "x"),
         "d": distinct("id"),
+        "p50": quantile("x", "0.5"),
+        "p99": quantile("x", "0.99"),
     },
     show={"ratio": "try_divide(CAST(positive AS DOUBLE), CAST(n AS DOUBLE))"},
 )
-EXPLODED = View("e", (STREAM,), by=("tags",), explode="tags", measures={"titles": distinct("id"), "hi": max_of("x")})
+EXPLODED = View(
+    "e", (STREAM,), by=("tag",), explode=("tags", "tag"), measures={"titles": distinct("id"), "hi": max_of("x")}
+)
 START = datetime(2026, 1, 1)
 SCHEMA = pa.schema(
     [
@@ -146,6 +150,9 @@ def test_the_answer_is_what_plain_python_says(rows: list[tuple[Any, ...]]) -> No
         named = [r for r in ordered if r["k"] is not None or r["x"] is not None]
         assert row["l"] == ({"k": named[-1]["k"], "x": named[-1]["x"]} if named else None)
         assert row["d"] == len({r["id"] for r in group})
+        for name, millionths in (("p50", 500_000), ("p99", 990_000)):
+            rank = max(1, -(-len(xs) * millionths // 1_000_000))
+            assert row[name] == (pytest.approx(float(sorted(xs)[rank - 1]), rel=0.008) if xs else None)
         assert row["ratio"] == pytest.approx(row["positive"] / row["n"])
         assert row["window_end"] - row["window_start"] == timedelta(minutes=1)
 
@@ -189,8 +196,8 @@ def test_a_sketch_made_by_spark_is_merged_by_duckdb(spark: SparkSession) -> None
     connection = duckdb.connect()
     measures.register(connection)
     connection.register("stored", found)
-    counts = dict(connection.sql("SELECT tags, hll_estimate(titles__hll) FROM stored").fetchall())
-    assert counts == {row["tags"]: row["titles"] for row in shown(EXPLODED, [rows.slice(0, 5000), rows.slice(5000)])}
+    counts = dict(connection.sql("SELECT tag, hll_estimate(titles__hll) FROM stored").fetchall())
+    assert counts == {row["tag"]: row["titles"] for row in shown(EXPLODED, [rows.slice(0, 5000), rows.slice(5000)])}
     truth = len({r["id"] for r in rows.to_pylist() if "p" in (r["tags"] or [])})
     assert counts["p"] == pytest.approx(truth, rel=0.05)
 
@@ -199,6 +206,37 @@ def test_the_deviation_of_nearly_equal_large_numbers_is_right() -> None:
     rows = [("a", Decimal("100000.000") + Decimal(n % 3).scaleb(-3), 1, 0, n, None) for n in range(300)]
     (row,) = shown(VIEW, [table(rows[:100]), table(rows[100:])])
     assert row["sd"] == pytest.approx(float(statistics.stdev([r[1] for r in rows])), rel=1e-9)
+
+
+BORDERS = [
+    Decimal(sign * units).scaleb(-3)
+    for sign in (1, -1)
+    for power in range(34)
+    for units in (2**power, 2**power - 1, 2**power + 1, 2**power * 65 // 64, 1000 * 2 ** (power % 13), 125 * power)
+    if units < 10**10
+]
+
+
+def test_values_at_the_borders_of_buckets_lie_in_the_same_bucket_in_spark_duckdb_and_words(spark: SparkSession) -> None:
+    """In words: the sign, the binary exponent and the first six bits after the leading one of the double."""
+    view = View("q", (STREAM,), by=("id",), measures={"p": quantile("x", "0.5"), "b": quantile("x", "0.9")})
+    rows = pa.Table.from_pylist(
+        [
+            {"topic": "t", "log": "L", "partition": "0", "offset": n, "event_time": START, "id": str(n), "x": x}
+            for n, x in enumerate(BORDERS)
+        ],
+        SCHEMA,
+    )
+    spark.createDataFrame(rows.cast(_utc(rows.schema))).createOrReplaceTempView("border_rows")
+    in_spark = f"({measures.partial_query(view, 'border_rows', 'spark')}) AS stored"
+    answers = {row.id: row.p for row in spark.sql(measures.show_query(view, in_spark, "spark")).collect()}
+    in_duckdb = {row["id"]: row["p"] for row in shown(view, [rows])}
+    for n, x in enumerate(BORDERS):
+        mantissa, exponent = math.frexp(abs(float(x)))
+        step = int((2 * mantissa - 1) * 64)
+        middle = math.copysign(math.ldexp(1 + (step + 0.5) / 64, exponent - 1), x) if x else 0.0
+        assert answers[str(n)] == in_duckdb[str(n)] == middle, x
+        assert abs(middle - float(x)) <= 0.008 * abs(float(x))
 
 
 def test_a_view_without_dimensions_or_windows_is_one_row_and_none_without_events() -> None:
@@ -225,6 +263,8 @@ def _utc(schema: pa.Schema) -> pa.Schema:
 def _naive(field: pa.Field) -> pa.Field:
     if pa.types.is_timestamp(field.type):
         return pa.field(field.name, pa.timestamp("us"))
+    if pa.types.is_map(field.type):
+        return pa.field(field.name, pa.map_(pa.int32(), pa.int64()))
     if pa.types.is_struct(field.type):
         return pa.field(field.name, pa.struct([_naive(inner) for inner in field.type]))
     return pa.field(field.name, field.type)

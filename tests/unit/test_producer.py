@@ -20,7 +20,7 @@ import pytest
 
 import producer
 from domains import DOMAINS
-from engine.domain import DeclarationError, Stream
+from engine.domain import DeclarationError, Stream, each
 from engine.sends import FileSink, Tally, serve_metrics
 from engine.settings import Settings, SettingsError
 from engine.validate import EventRefused, checker
@@ -104,7 +104,7 @@ def test_a_duplicate_is_never_farther_back_than_the_window() -> None:
         "id",
         ("id",),
         duplicate_window=3,
-        generator=lambda rng, now_ms: {"id": rng.getrandbits(60)},
+        generator=each(lambda rng, now_ms: {"id": rng.getrandbits(60)}),
     )
     last: dict[bytes, int] = {}
     good = 0
@@ -127,7 +127,7 @@ def test_a_generator_that_breaks_its_own_schema_is_stopped() -> None:
         {"id": "STRING", "price": "DECIMAL(5,2)"},
         "id",
         ("id",),
-        generator=lambda rng, now_ms: {"id": "a", "price": 1.005},
+        generator=each(lambda rng, now_ms: {"id": "a", "price": 1.005}),
     )
     with pytest.raises(EventRefused, match=r"topic 'bad': price DECIMAL\(5,2\) cannot hold"):
         mixed(1, [stream])

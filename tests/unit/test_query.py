@@ -144,16 +144,16 @@ def test_an_exploded_view_refuses_what_would_count_an_event_twice() -> None:
     with pytest.raises(BadQuery, match=r"sales would count it more than once.*measures=most"):
         view_query(TAGS, [("by", "shop")])
     with pytest.raises(BadQuery):
-        view_query(TAGS, [("by", "shop"), ("tags", "a"), ("tags", "b")])
+        view_query(TAGS, [("by", "shop"), ("tag", "a"), ("tag", "b")])
     assert "sales" not in merged(TAGS, pieces, [("by", ""), ("measures", "most")], 1)[0]
-    fixed = merged(TAGS, pieces, [("by", ""), ("every", "all"), ("tags", "c")], 1)[0]["sales"]
+    fixed = merged(TAGS, pieces, [("by", ""), ("every", "all"), ("tag", "c")], 1)[0]["sales"]
     good = [
         tags
         for tags, problem in zip(pieces[0]["tags"].to_pylist(), pieces[0]["problem"].to_pylist(), strict=True)
         if not problem
     ]
     assert fixed == sum("c" in tags for tags in good)
-    grouped = {row["tags"]: row["sales"] for row in merged(TAGS, pieces, [("by", "tags"), ("every", "all")], 1)}
+    grouped = {row["tag"]: row["sales"] for row in merged(TAGS, pieces, [("by", "tag"), ("every", "all")], 1)}
     assert grouped["(unknown)"] == sum(not tags for tags in good)
 
 

@@ -336,7 +336,7 @@ SHOPS = View(
     show={"per_event": "try_divide(total, n)"},
 )
 KINDS = View("kinds", (ORDERS, CLICKS), by=("topic", "kind"), measures={"n": count()})
-TAGS = View("tags", (ORDERS,), by=("tags",), measures={"n": count()}, explode="tags")
+TAGS = View("tags", (ORDERS,), by=("tag",), measures={"n": count()}, explode=("tags", "tag"))
 DOMAIN = Domain(
     "shop",
     (ORDERS, CLICKS),
@@ -571,8 +571,8 @@ def test_a_view_of_two_topics_keeps_null_as_a_value(shop: duckdb.DuckDBPyConnect
 
 
 def test_each_different_value_of_an_exploded_array_gets_the_row(shop: duckdb.DuckDBPyConnection) -> None:
-    assert _by(_rows(shop, TAGS), "tags") == {("x",): {"n": 1}, ("y",): {"n": 2}, ("(unknown)",): {"n": 11}}
-    assert _rows(shop, TAGS, ("by", ""), ("tags", "y")) == [{"n": 2}]
+    assert _by(_rows(shop, TAGS), "tag") == {("x",): {"n": 1}, ("y",): {"n": 2}, ("(unknown)",): {"n": 11}}
+    assert _rows(shop, TAGS, ("by", ""), ("tag", "y")) == [{"n": 2}]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -59,7 +60,8 @@ class Api:
     def fill(self, epochs: int | None = None) -> None:
         chain = write_chain(self.fs, SHOP, 1, 0, ORIGINS)
         ends = write_epochs(self.fs, SHOP, chain, self.pieces[:epochs])
-        report = pa.table({"shop": ["north", "south", None], "sales": [3, 2, 1]})
+        days = pa.array([datetime(2026, 1, day, tzinfo=UTC) for day in (1, 2, 3)], pa.timestamp("us", "UTC"))
+        report = pa.table({"shop": ["north", "south", None], "day": days, "sales": [3, 2, 1]})
         write_version(self.fs, SHOP, 1, pa.concat_tables(self.pieces[:4]), ends[3], report)
         write_logs(self.fs, self.rows)
         self.service.poll()
@@ -197,6 +199,13 @@ def test_reports_filter_order_and_tell_their_checks(filled: Api) -> None:
     assert [row["sales"] for row in found["rows"]] == [1, 3]
     assert found["report"] == {"status": "ok", "version": 1, "failed_checks": []}
     assert found["as_of"]["coverage"] == found["as_of"]["horizon"]
+
+
+def test_a_report_with_a_time_is_cut_by_from_and_to(filled: Api) -> None:
+    found = filled.json("/v1/reports/tops?from=2026-01-02&to=2026-01-03T00:00:00Z")["rows"]
+    assert [(row["shop"], row["day"]) for row in found] == [("south", "2026-01-02T00:00:00Z")]
+    assert [row["sales"] for row in filled.json("/v1/reports/tops?day=2026-01-03&from=2026-01-02")["rows"]] == [1]
+    assert filled.get("/v1/reports/tops?from=soon").status_code == 422
 
 
 def test_events_are_the_good_rows_newest_first(filled: Api) -> None:

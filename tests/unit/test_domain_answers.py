@@ -1,0 +1,174 @@
+"""Every view and report of every domain: Spark = DuckDB = any split merged = the recount, on a month of generated events.
+
+The events hold duplicates, late, broken and future ones, as a producer sends them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from random import Random
+from typing import Any, NamedTuple
+
+import duckdb
+import pyarrow as pa
+import pytest
+from pyspark.sql import SparkSession
+
+import producer
+from domains import DOMAINS
+from engine import fold, measures, settings
+from engine.decode import decode_stream, decoded_columns
+from engine.domain import Domain, Stream, View
+from engine.quality import judged, with_duplicates
+from engine.recompute import Question, report_rows, view_rows
+from engine.recount import load, open_database
+from tests.unit.test_decode import raw
+
+EVENTS, ON_THE_FIRST_DAY = 8_000, 5_000
+START = datetime(2026, 1, 1, tzinfo=UTC)
+SHARES = {"duplicate_share": 0.05, "late_share": 0.05, "broken_share": 0.03, "future_share": 0.01}
+
+
+class Sample(NamedTuple):
+    """Judged rows of every topic as Spark has them, and the same log loaded into the recount."""
+
+    domain: Domain
+    tables: dict[str, pa.Table]
+    recount: duckdb.DuckDBPyConnection
+    as_of: dict[str, Any]
+
+
+def made_log(domain: Domain) -> dict[str, list[tuple[int, bytes]]]:
+    """(Kafka time in ms, value) of each event by topic: one busy day, then a month."""
+    chosen = settings.load(SHARES, environ={}, env_file=None)
+    busy, calm = timedelta(days=1) / ON_THE_FIRST_DAY, timedelta(days=31) / (EVENTS - ON_THE_FIRST_DAY)
+    times = [START + min(n, ON_THE_FIRST_DAY) * busy + max(0, n - ON_THE_FIRST_DAY) * calm for n in range(EVENTS)]
+    clock = [int(time.timestamp() * 1000) for time in times]
+    found = defaultdict(list)
+    messages = producer.mix(list(domain.streams), chosen, Random(5), lambda number: clock[number % EVENTS])
+    for moment, message in zip(clock, messages, strict=False):
+        found[message.stream.topic].append((moment, message.value))
+    return found
+
+
+@pytest.fixture(scope="module", params=DOMAINS, ids=lambda domain: domain.name)
+def sample(request: pytest.FixtureRequest, spark: SparkSession) -> Sample:
+    domain: Domain = request.param
+    tables, chunks, end = {}, [], {}
+    for topic, rows in made_log(domain).items():
+        stream = domain.stream(topic)
+        table = raw([text_of(value) for _, value in rows])
+        times = pa.array([moment * 1000 for moment, _ in rows], pa.timestamp("us", "UTC"))
+        table = table.set_column(table.schema.get_field_index("timestamp"), "timestamp", times)
+        tables[topic] = judged_rows(spark, stream, table)
+        chunks.append(((topic, "L", "0"), table))
+        end[topic] = {"L": {"0": len(rows)}}
+    recount = open_database()
+    load(recount, domain, chunks, EVENTS)
+    return Sample(domain, tables, recount, {"horizon": end, "coverage": end})
+
+
+def text_of(value: bytes) -> str | bytes:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value
+
+
+def judged_rows(spark: SparkSession, stream: Stream, table: pa.Table) -> pa.Table:
+    ddl = ", ".join(
+        f"`{n}` {t}" for n, t in {"log": "STRING", "partition": "STRING", **decoded_columns(stream)}.items()
+    )
+    placed = table.append_column("log", pa.array(["L"] * len(table))).append_column(
+        "partition", pa.array(["0"] * len(table))
+    )
+    decoded = spark.createDataFrame(placed).coalesce(1).mapInArrow(decode_stream(stream), ddl)
+    rows = with_duplicates(judged(decoded, stream), None, stream.duplicate_window).toArrow()
+    return rows.append_column("topic", pa.array([stream.topic] * len(rows)))
+
+
+def good_rows(spark: SparkSession, sample: Sample, part: int | None = None) -> None:
+    """Register the good rows, or one of three random-looking parts of them."""
+    good = {}
+    for topic, table in sample.tables.items():
+        rows = spark.createDataFrame(table).where("problem IS NULL")
+        good[topic] = rows if part is None else rows.where(f"pmod(hash(`offset`), 3) = {part}")
+    fold.register_good_rows(good)
+
+
+def test_enough_is_good_and_every_kind_of_problem_occurs(sample: Sample) -> None:
+    problems = [problem for table in sample.tables.values() for problem in table["problem"].to_pylist()]
+    assert 0.8 < problems.count(None) / len(problems) < 0.95
+    assert {"malformed", "duplicate"} <= set(problems)
+
+
+def test_spark_and_the_recount_name_the_same_problems(sample: Sample) -> None:
+    for number, stream in enumerate(sample.domain.streams):
+        found = sample.recount.sql(f'SELECT "offset", problem FROM recount.judged_{number}').fetchall()
+        table = sample.tables[stream.topic]
+        assert dict(found) == dict(zip(table["offset"].to_pylist(), table["problem"].to_pylist(), strict=True))
+
+
+def test_every_view_is_what_the_recount_says_whole_and_split(sample: Sample, spark: SparkSession) -> None:
+    for view in sample.domain.views:
+        good_rows(spark, sample)
+        whole = fold.partials(spark, view).toArrow()
+        parts = []
+        for part in range(3):
+            good_rows(spark, sample, part)
+            parts.append(fold.partials(spark, view).toArrow())
+        columns = (*view.measures, *view.shown)
+        wanted = view_rows(sample.recount, sample.domain, view, Question(view.by, columns=columns), sample.as_of)
+        assert wanted, f"{view.name} has no rows"
+        for split in ([whole], parts, parts[::-1]):
+            assert_same(view.name, view.keys, shown(view, split), wanted)
+        merged = spark.createDataFrame(pa.concat_tables(parts)).createOrReplaceTempView("three_parts")  # noqa: F841
+        in_spark = measures.show_query(view, f"({measures.merge_query(view, 'three_parts', 'spark')}) AS m", "spark")
+        assert_same(view.name, view.keys, spark.sql(in_spark).toArrow().to_pylist(), wanted)
+
+
+def shown(view: View, pieces: list[pa.Table]) -> list[dict[str, Any]]:
+    connection = duckdb.connect()
+    measures.register(connection)
+    connection.register("pieces", pa.concat_tables(pieces).cast(measures.stored_schema(view)))
+    merged = f"({measures.merge_query(view, 'pieces', 'duckdb')}) AS merged"
+    rows: pa.Table = connection.sql(measures.show_query(view, merged, "duckdb")).to_arrow_table()
+    return rows.to_pylist()
+
+
+def test_every_report_is_what_the_recount_says_and_passes_its_checks(sample: Sample, spark: SparkSession) -> None:
+    good_rows(spark, sample)
+    for report in sample.domain.reports:
+        rows, failed = fold.report_rows(spark, report)
+        assert failed == [], report.name
+        wanted = report_rows(sample.recount, sample.domain, report, sample.as_of["coverage"])
+        found = rows.toArrow().to_pylist()
+        assert found, f"{report.name} has no rows"
+        assert_same(report.name, report.by, found, wanted)
+
+
+def assert_same(name: str, keys: tuple[str, ...], found: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> None:
+    by_key = {tuple(plain(row[key]) for key in keys): row for row in found}
+    assert len(by_key) == len(found) == len(wanted), name
+    for row in wanted:
+        group = tuple(plain(row[key]) for key in keys)
+        for column, value in row.items():
+            other, one = plain(by_key[group][column]), plain(getattr(value, "estimate", value))
+            if isinstance(one, float) and other is not None:
+                assert math.isclose(one, other, rel_tol=1e-9, abs_tol=1e-9), (name, group, column, one, other)
+            else:
+                assert one == other, (name, group, column, one, other)
+
+
+def plain(value: Any) -> Any:
+    """Naive UTC, whole numbers as int: what two engines may give in different types."""
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).replace(tzinfo=None) if value.tzinfo else value
+    if isinstance(value, Decimal) and value == value.to_integral_value():
+        return int(value)
+    if isinstance(value, dict):
+        return {name: plain(inner) for name, inner in value.items()}
+    return value
