@@ -11,6 +11,7 @@ Writes   /data/events/<schema hash>/topic=/log=/partition=/<base>.parquet  typed
 Promises raw → decode → rules → duplicates → typed log; choose H, an epoch's end → fold the offsets below H → all views
          and reports in one directory rename. Of two runs at once one wins, the other says so and exits 0. Incremental,
          --full and --full --typed give equal rows. A failed check holds back that report alone.
+         Small old segments of both logs are merged, and what dead writers staged is deleted.
 Exit     0 done or nothing new; 1 a named fault; 2 a wrong setting; 75 start again.
 """
 
@@ -25,11 +26,12 @@ from pyspark.sql import SparkSession
 
 import domains
 from engine import build, observe, versions
+from engine.compact import clean_staging, compact
 from engine.domain import DeclarationError, Domain
-from engine.events import RowsDiffer, extend_typed, forget_typed
+from engine.events import RowsDiffer, extend_typed, forget_typed, typed_root
 from engine.hdfs import Hdfs, HdfsUnavailable
 from engine.horizon import choose_horizon
-from engine.log import MasterWentBack, OffsetGap, covers
+from engine.log import MASTER, MasterWentBack, OffsetGap, covers
 from engine.session import spark_session
 from engine.settings import Settings, SettingsError, add_flags, environment, from_args
 
@@ -84,6 +86,9 @@ def run(
     pruned = build.prune(fs, domain, settings.keep_versions)
     if any(pruned.values()):
         _log.info("pruned", domain=domain.name, **pruned)
+    merged = compact(fs, MASTER, domain.topics) + sum(compact(fs, typed_root(s), [s.topic]) for s in domain.streams)
+    if merged:
+        _log.info("compacted", domain=domain.name, segments=merged)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -106,8 +111,10 @@ def main(argv: list[str] | None = None) -> None:
         spark = spark_session("highwater-batch", settings)
         rounds = 0
         while not stop:
+            clean_staging(fs)
             for domain in chosen:
-                run(spark, fs, domain, settings, args.full, args.typed, again=rounds > 0)
+                with build.fresh_listing():
+                    run(spark, fs, domain, settings, args.full, args.typed, again=rounds > 0)
             if not settings.batch_interval:
                 break
             rounds += 1

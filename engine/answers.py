@@ -81,14 +81,15 @@ def catalogue(service: Service) -> dict[str, Any]:
 
 
 def ledger(service: Service, params: Params) -> dict[str, Any]:
-    """The balance of one domain, or of all that have a snapshot. Raises Problem 503 if none has."""
+    """The balance of one domain, or of all; one without a version and epochs yet covers nothing."""
     names = none_but(params, "domain").get("domain")
     chosen = [service.domain(name) for name in names] if names else service.domains
-    ready = [d for d in chosen if names or service.loaders[d.name].current is not None]
-    if not ready:
-        raise Problem(503, "no domain has a snapshot yet", retry_after=2)
     now = service.clock()
-    return {"domains": [service.watches[d.name].ledger(service.snapshot(d.name), now) for d in ready]}
+    told = []
+    for domain in chosen:
+        loader = service.loaders[domain.name]
+        told.append(service.watches[domain.name].ledger(loader.current or loader.beginning(), now))
+    return {"domains": told}
 
 
 async def view_rows(service: Service, domain: Domain, view: View, params: Params) -> Response:
@@ -280,7 +281,10 @@ async def _newest(
     said = facts[0] if len(facts) == 1 else _together(chosen, facts)
 
     def work(_: Any) -> tuple[bytes, dict[str, str]]:
-        found, left = walk.newest(limit, below)
+        try:
+            found, left = walk.newest(limit, below)
+        except FileNotFoundError:
+            raise Problem(503, "segments were merged just now; ask again", retry_after=1) from None
         further = service.cursors.seal({"list": digest, "below": left}) if left else None
         rows: Any = [row(one) for one in found]
         if form == "parquet":

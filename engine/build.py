@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
 import structlog
+from py4j.protocol import Py4JJavaError
+from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
@@ -30,6 +33,17 @@ _log = structlog.get_logger("engine.build")
 
 def utc_now() -> datetime:
     return datetime.now(UTC)
+
+
+@contextmanager
+def fresh_listing() -> Iterator[None]:
+    """Turn "a file that was listed is gone" into RowsDiffer: compaction or another run took it; listing again finds its rows."""
+    try:
+        yield
+    except (FileNotFoundError, PySparkException, Py4JJavaError) as error:
+        if not isinstance(error, FileNotFoundError) and "FILE_NOT_EXIST" not in str(error):
+            raise
+        raise RowsDiffer(f"a file went away while it was read: {str(error).splitlines()[0][:300]}") from error
 
 
 def typed_log(fs: Hdfs, domain: Domain) -> Partitions:

@@ -14,7 +14,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -34,6 +34,7 @@ GAP_END = b"highwater.end"
 # Only a segment smaller than this can be a gap; footers of larger ones are not read in search of gaps.
 GAP_MAX_BYTES = 8192
 COMMIT_ATTEMPTS = 20
+LISTINGS = 5
 
 Position = dict[str, dict[str, dict[str, int]]]
 
@@ -69,6 +70,7 @@ class Segment:
     base: int
     end: int | None
     length: int
+    modified_ms: int = 0
 
 
 @dataclass(frozen=True)
@@ -116,11 +118,20 @@ class LogReader:
 
     def partitions(self, topics: Iterable[str]) -> Partitions:
         """Return every partition of every log of the topics, as it is on HDFS now."""
-        return {topic: self._of_topic(topic) for topic in topics}
+        return {topic: self._listed_anew(topic) for topic in topics}
 
     def heads(self, topics: Iterable[str]) -> Position:
         """Return the end (exclusive) of every partition."""
         return position(self.partitions(topics), lambda partition: partition.head)
+
+    def _listed_anew(self, topic: str) -> dict[str, dict[str, Partition]]:
+        """List again while compaction takes away what was just listed."""
+        for _ in range(LISTINGS - 1):
+            try:
+                return self._of_topic(topic)
+            except FileNotFoundError:
+                continue
+        return self._of_topic(topic)
 
     def _of_topic(self, topic: str) -> dict[str, dict[str, Partition]]:
         folder = f"{self.root}/topic={topic}"
@@ -134,14 +145,16 @@ class LogReader:
             name = _SEGMENT.fullmatch(parts[-1])
             if len(parts) == 3 and name:
                 end = int(name[2]) if name[2] else None
-                segment = Segment(entry.path, int(name[1]), end, entry.length)
+                segment = Segment(entry.path, int(name[1]), end, entry.length, entry.modified_ms)
                 files.setdefault(parts[0][4:], {}).setdefault(parts[1][10:], []).append(segment)
         return {log: {p: self._partition(found) for p, found in sorted(by.items())} for log, by in files.items()}
 
     def _partition(self, found: list[Segment]) -> Partition:
-        wide = [(s.base, s.end) for s in found if s.end is not None]
-        kept = [s for s in found if s.end is not None or not any(base <= s.base < end for base, end in wide)]
-        kept.sort(key=lambda segment: segment.base)
+        # What lies inside a wider name was merged into it and is about to be deleted.
+        kept: list[Segment] = []
+        for segment in sorted(found, key=lambda s: (s.base, -(s.end if s.end is not None else s.base))):
+            if not kept or kept[-1].end is None or segment.base >= kept[-1].end:
+                kept.append(segment)
         gaps = []
         for number, segment in enumerate(kept):
             last = number == len(kept) - 1
@@ -151,13 +164,8 @@ class LogReader:
             if gap_end is not None:
                 gaps.append((segment.base, gap_end))
             if last:
-                kept[number] = Segment(
-                    segment.path, segment.base, segment.base + rows if gap_end is None else gap_end, segment.length
-                )
-        ended = [
-            Segment(s.path, s.base, s.end if s.end is not None else after.base, s.length)
-            for s, after in itertools.pairwise(kept)
-        ]
+                kept[number] = replace(segment, end=segment.base + rows if gap_end is None else gap_end)
+        ended = [replace(s, end=s.end if s.end is not None else after.base) for s, after in itertools.pairwise(kept)]
         ended += kept[-1:]
         return Partition(tuple(ended), ended[0].base, ended[-1].end or ended[-1].base, tuple(gaps))
 

@@ -276,9 +276,12 @@ def segments_of(client: hdfs_native.Client, topic: str) -> dict[Place, tuple[Seg
 
 def visible(segments: Iterable[Segment]) -> tuple[Segment, ...]:
     """Segments by base; a base that lies inside a `<base>-<end>` name is a member about to be deleted."""
-    ordered = sorted(segments, key=lambda s: (s.base, s.end is None))
-    merged = [(s.base, s.end) for s in ordered if s.end is not None]
-    return tuple(s for s in ordered if s.end is not None or not any(base <= s.base < end for base, end in merged))
+    shown: list[Segment] = []
+    for segment in sorted(segments, key=lambda s: (s.base, -1 if s.end is None else -s.end)):
+        inside = shown and shown[-1].end is not None and segment.base < shown[-1].end
+        if not inside:
+            shown.append(segment)
+    return tuple(shown)
 
 
 def read_segment(client: hdfs_native.Client, path: str) -> tuple[pa.Table, int | None]:

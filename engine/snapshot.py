@@ -207,6 +207,14 @@ class Loader:
             return sorted(pairs, key=lambda pair: pair.reach, reverse=True)
         return allowed
 
+    def beginning(self) -> Snapshot:
+        """Return what there is before any version and any epoch: nothing, covering nothing."""
+        zero = versions.version_zero(self.domain.name, self.domain.definition_hash, {})
+        nothing = self._nothing()
+        return Snapshot(
+            f"{self.domain.name}-0", self.domain, zero, None, None, None, nothing, nothing, {}, {}, 0, {}, None, ""
+        )
+
     def _is_current(self, pair: Pair) -> bool:
         now = self.current
         last = pair.epochs[-1].number if pair.epochs else None

@@ -286,10 +286,13 @@ class SpeedLog:
         if typed is None:
             return
         for segment in typed.segments_between(offset - window, offset):
-            rows = self.fs.open_parquet(segment.path)
-            if rows.metadata.num_rows == 0:
-                continue
-            table = rows.read(columns=["offset", "ukey", "problem"])
+            try:
+                rows = self.fs.open_parquet(segment.path)
+                if rows.metadata.num_rows == 0:
+                    continue
+                table = rows.read(columns=["offset", "ukey", "problem"])
+            except FileNotFoundError:
+                raise StartAgain(f"{segment.path} was merged into a larger segment meanwhile") from None
             keep = pc.and_(pc.less(table["offset"], offset), pc.is_in(table["problem"], pa.array([None, "duplicate"])))
             kept = table.filter(keep)
             self.keys.remember((topic, lg, p), zip(kept["offset"].to_pylist(), kept["ukey"].to_pylist(), strict=True))

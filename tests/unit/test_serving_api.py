@@ -100,13 +100,21 @@ def pages(api: Api, path: str) -> list[dict[str, Any]]:
 
 
 def test_nothing_right_to_say_is_503_with_retry_after(api: Api) -> None:
-    for path in ("/v1/views/shops", "/v1/ledger", "/v1/events/sales-topic", "/v1/quarantine", "/v1/reports/tops"):
+    for path in ("/v1/views/shops", "/v1/events/sales-topic", "/v1/quarantine", "/v1/reports/tops"):
         answer = api.get(path)
         assert answer.status_code == 503 and int(answer.headers["retry-after"]) > 0, path
         assert answer.headers["content-type"] == "application/problem+json"
     assert api.get("/health/live").status_code == 200
     assert "no snapshot" in api.json("/health/ready", 503)["reasons"][0]
     assert api.json("/v1/views")["views"][0]["freshness"] is None
+
+
+def test_the_ledger_tells_what_is_ingested_before_any_version_or_epoch(api: Api) -> None:
+    write_logs(api.fs, api.rows)
+    api.service.look()
+    found = api.json("/v1/ledger")["domains"][0]
+    assert (found["version"], found["events"]["merged"], found["as_of"]["coverage"]) == (0, 0, {})
+    assert sum(row["raw"] for row in found["partitions"]) == api.rows.num_rows
 
 
 def test_every_data_answer_says_what_it_knows_of_itself(filled: Api) -> None:
