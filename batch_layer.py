@@ -3,6 +3,8 @@
     spark-submit batch_layer.py --domain learning           one run
     python batch_layer.py --domain learning --every 10m     again and again
     … --full            fold all typed events anew;   --full --typed   parse the raw log anew, too
+    … --dry-run         tell what would be rebuilt and why
+    … --candidate       build a version beside the served one, to compare, promote or forget (python -m engine.versions)
 
 Reads    /data/master_dataset (raw segments), the parent version, the ends of the speed layer's epochs.
 Writes   /data/events/<schema hash>/topic=/log=/partition=/<base>.parquet  typed events, one row per raw row
@@ -25,34 +27,37 @@ import structlog
 from pyspark.sql import SparkSession
 
 import domains
-from engine import build, observe, versions
+from engine import build, observe
 from engine.compact import clean_staging, compact
 from engine.domain import DeclarationError, Domain
 from engine.events import RowsDiffer, extend_typed, forget_typed, typed_root
 from engine.hdfs import Hdfs, HdfsUnavailable
 from engine.horizon import choose_horizon
 from engine.log import MASTER, MasterWentBack, OffsetGap, covers
+from engine.plan import planned
 from engine.session import spark_session
 from engine.settings import Settings, SettingsError, add_flags, environment, from_args
+from engine.versions import VersionUnknown
 
 _log = structlog.get_logger("batch")
 
 
 def run(
-    spark: SparkSession, fs: Hdfs, domain: Domain, settings: Settings, full: bool, typed: bool, again: bool
+    spark: SparkSession, fs: Hdfs, domain: Domain, settings: Settings, args: argparse.Namespace, again: bool
 ) -> None:
     """One batch run of one domain; `again` if this process has made one before.
 
     Raises:
         StartAgain: the domain file has changed since this process read it, and newer code has made a version.
+        VersionUnknown: the version that was chosen to be served is gone.
     """
     started = time.monotonic()
-    parent = versions.newest(fs, domain.name, domain.definition_hash)
+    domain, parent, number = build.basis(fs, domain, args.candidate)
     if again and parent.definition_hash != domain.definition_hash:
         raise observe.StartAgain(
             f"definition_changed domain {domain.name}: version {parent.version} was made by other code; start again with it"
         )
-    if typed:
+    if args.typed:
         forget_typed(fs, domain)
     rows = {stream.topic: extend_typed(spark, fs, stream, settings.hdfs_url) for stream in domain.streams}
     _log.info(
@@ -60,8 +65,11 @@ def run(
     )
 
     log = build.typed_log(fs, domain)
-    chain, epochs = build.newest_chain(fs, domain)
-    horizon = choose_horizon(build.heads(log), parent.horizon, chain, epochs, build.utc_now())
+    if args.candidate:
+        horizon = parent.horizon  # beside the served version: what differs comes from the definition alone
+    else:
+        chain, epochs = build.newest_chain(fs, domain)
+        horizon = choose_horizon(build.heads(log), parent.horizon, chain, epochs, build.utc_now())
     if not covers(build.heads(log), parent.horizon):
         raise MasterWentBack(
             f"MASTER_WENT_BACK domain {domain.name}: version {parent.version} lies beyond the typed log; restore the master dataset"
@@ -72,16 +80,19 @@ def run(
         and parent.definition_hash == domain.definition_hash
         and parent.report_hash == domain.report_hash
     )
-    if same and not full:
+    if same and not args.full:
         _log.info("nothing new", domain=domain.name, version=parent.version)
     else:
-        version = build.version(spark, fs, domain, settings.hdfs_url, parent, horizon, log, full)
+        version = build.version(
+            spark, fs, domain, settings.hdfs_url, parent, horizon, log, args.full, number, args.candidate
+        )
         if version is None:
-            _log.info("another run was first", domain=domain.name, version=parent.version + 1)
+            _log.info("another run was first", domain=domain.name, version=number)
         else:
             held = [name for name, report in version.reports.items() if report["status"] == "held"]
             ms = round((time.monotonic() - started) * 1000)
-            _log.info("published", domain=domain.name, version=version.version, events=version.events, held=held, ms=ms)
+            what = "candidate" if args.candidate else "published"
+            _log.info(what, domain=domain.name, version=version.version, events=version.events, held=held, ms=ms)
     build.refresh_plain_folders(fs, domain)
     pruned = build.prune(fs, domain, settings.keep_versions)
     if any(pruned.values()):
@@ -98,8 +109,13 @@ def main(argv: list[str] | None = None) -> None:
         "--full", action="store_true", help="fold all typed events anew instead of adding to the newest version"
     )
     parser.add_argument("--typed", action="store_true", help="with --full: parse the raw log anew, too")
+    parser.add_argument(
+        "--candidate", action="store_true", help="build a version beside the served one, at its horizon; not served"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="tell what would be rebuilt and why; change nothing")
+    faults = (OffsetGap, MasterWentBack, VersionUnknown)
     restarts = (observe.StartAgain, HdfsUnavailable, RowsDiffer)
-    with observe.exit_codes((SettingsError, DeclarationError), (OffsetGap, MasterWentBack), restarts):
+    with observe.exit_codes((SettingsError, DeclarationError), faults, restarts):
         args = parser.parse_args(argv)
         settings = from_args(args)
         chosen = domains.named(settings.domain, environment())
@@ -108,13 +124,17 @@ def main(argv: list[str] | None = None) -> None:
         observe.start_logging(settings)
         stop = observe.Stop()
         fs = Hdfs(settings.hdfs_url, settings.hadoop_user_name)
+        if args.dry_run:
+            for domain in chosen:
+                print("\n".join(planned(fs, *build.basis(fs, domain, args.candidate)[:2], args.full, args.typed)))
+            return
         spark = spark_session("highwater-batch", settings)
         rounds = 0
         while not stop:
             clean_staging(fs)
             for domain in chosen:
                 with build.fresh_listing():
-                    run(spark, fs, domain, settings, args.full, args.typed, again=rounds > 0)
+                    run(spark, fs, domain, settings, args, again=rounds > 0)
             if not settings.batch_interval:
                 break
             rounds += 1

@@ -8,7 +8,7 @@ Writes   /data/master_dataset/topic=<T>/log=<L>/partition=<P>/<base offset, 20 d
 Keeps    /checkpoints/ingest/<domain>, Spark's own notes; thrown away at every start, the heads on HDFS are the truth.
 Promises source → trim to the head → stage → check → publish by a rename that refuses an existing name. A crash at any
          line, a second writer or a lost checkpoint neither loses nor doubles a record. Offsets that Kafka deleted too
-         early, a replaced log, transactional or compacted topics are refused by name.
+         early, a replaced log and a compacted topic are refused by name; so is the hole that a transaction's marker leaves.
 Exit     0 stopped; 1 a named fault; 2 a wrong setting; 75 start again (HDFS or Kafka away, topic made anew).
 """
 
@@ -53,14 +53,13 @@ _log = structlog.get_logger("ingest")
 class Ingest:
     """One domain's streaming query: what a micro-batch needs to know."""
 
-    def __init__(self, spark: SparkSession, domain: Domain, settings: Settings) -> None:
-        self.spark, self.domain, self.settings = spark, domain, settings
+    def __init__(self, spark: SparkSession, domain: Domain, settings: Settings, ending: observe.Ending) -> None:
+        self.spark, self.domain, self.settings, self.ending = spark, domain, settings, ending
         self.fs = Hdfs(settings.hdfs_url, settings.hadoop_user_name)
         self.reader = LogReader(self.fs)
         self.admin, self.consumer = kafka.admin(settings), kafka.consumer(settings)
         self.ids = kafka.topic_ids(self.admin, domain.topics)
         self.logs = {topic: log.present_log(self.fs, topic, self.ids[topic]) for topic in domain.topics}
-        self.failures: list[BaseException] = []
 
     def heads(self) -> dict[tuple[str, str, str], int]:
         """Ask HDFS for the head of every partition of the present logs; a partition without a segment has none."""
@@ -98,7 +97,9 @@ class Ingest:
 
     def micro_batch(self, rows: DataFrame, batch: int) -> None:
         """Commit one micro-batch; returns only when every head has reached its end."""
-        try:
+        if self.ending:
+            return
+        with self.ending.watching():
             started = time.monotonic()
             self.check()
             if self.settings.show_previews:
@@ -111,9 +112,6 @@ class Ingest:
                 f"ingest-{self.domain.name}",
             )
             self.report(batch, pieces, started)
-        except BaseException as error:
-            self.failures.append(error)
-            raise
 
     def stage(self, rows: DataFrame, heads: Mapping[tuple[str, str, str], int], staging: str) -> list[Piece]:
         """Write the rows at or above the heads below `staging`, one file per partition, and read back what is there."""
@@ -219,15 +217,12 @@ def main(argv: list[str] | None = None) -> None:
         if args.new_log or args.accept_gap:
             admit(args, chosen, settings)
             return
-        stop = observe.Stop()
+        ending = observe.Ending(observe.Stop())
         spark = spark_session("highwater-ingest", settings)
-        ingests = [Ingest(spark, domain, settings) for domain in chosen]
-        failures: list[BaseException] = []
-        for ingest in ingests:
-            ingest.failures = failures
+        ingests = [Ingest(spark, domain, settings, ending) for domain in chosen]
         queries = [ingest.start() for ingest in ingests]
         _log.info("started", domains=[domain.name for domain in chosen], every_seconds=settings.trigger_interval)
-        observe.await_queries(queries, stop, failures)
+        observe.await_queries(queries, ending)
         _log.info("stopped")
         observe.stop_spark(spark)
 
@@ -237,7 +232,7 @@ def admit(args: argparse.Namespace, chosen: tuple[Domain, ...], settings: Settin
     fs = Hdfs(settings.hdfs_url, settings.hadoop_user_name)
     for domain in chosen:
         if args.accept_gap:
-            accept_gaps(Ingest(None, domain, settings))  # type: ignore[arg-type]
+            accept_gaps(Ingest(None, domain, settings, None))  # type: ignore[arg-type]
         elif args.new_log in domain.topics:
             new_log(
                 fs,

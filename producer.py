@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import functools
 import sys
 import time
@@ -37,7 +38,7 @@ from kafka.partitioner.default import murmur2
 
 import domains
 from engine import kafka, settings
-from engine.domain import DeclarationError, Stream
+from engine.domain import DeclarationError, Domain, Stream
 from engine.observe import Stop, exit_codes
 from engine.sends import FILE_FORMATS, FileSink, Tally, report_progress, serve_metrics
 from engine.settings import Settings, SettingsError
@@ -75,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
     args = arguments(argv)
     chosen = settings.from_args(args)
     given = settings.environment() | dict(args.option)
-    streams = [stream for domain in domains.named(chosen.domain, given) for stream in domain.streams]
+    streams = [stream for domain in domains.named(chosen.domain, given) for stream in shares(domain)]
     if (chosen.duplicate_share + chosen.late_share + chosen.broken_share + chosen.future_share) > 1:
         raise SettingsError("--duplicates + --late + --broken + --future: allowed is a sum of at most 1")
     if args.to != "kafka" and chosen.broken_share:
@@ -95,6 +96,12 @@ def main(argv: list[str] | None = None) -> int:
         close()
     print(f"producer: {tally.summary()}", file=sys.stderr, flush=True)
     return 1 if tally.any_failed else 0
+
+
+def shares(domain: Domain) -> list[Stream]:
+    """The streams of a domain, weighted so that every domain gets as many events as another."""
+    total = sum(stream.weight for stream in domain.streams)
+    return [dataclasses.replace(stream, weight=stream.weight / total) for stream in domain.streams]
 
 
 def run(

@@ -32,9 +32,10 @@ import domains
 from engine import answers, openapi
 from engine.domain import DeclarationError
 from engine.hdfs import Hdfs
+from engine.notation import encode
 from engine.observe import EXIT_USAGE, start_logging
 from engine.parameters import BadQuery, Params
-from engine.reply import Problem, encode
+from engine.reply import Problem
 from engine.service import Service
 from engine.settings import Settings, SettingsError, add_flags, environment, from_args
 
@@ -45,7 +46,6 @@ DRAIN_SECONDS = 10.0
 def create_app(service: Service) -> FastAPI:
     """Return the routes; all state is in `service`."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
-    described = encode(openapi.document(service.domains))
     measured = answers.Measured(service)
     app.middleware("http")(measured.around)
     app.add_exception_handler(Problem, answers.problem)
@@ -111,7 +111,7 @@ def create_app(service: Service) -> FastAPI:
     @app.get("/openapi.json")
     async def described_json() -> Response:
         """This interface, with one path per view."""
-        return Response(described, media_type="application/json")
+        return Response(encode(openapi.document(service.domains)), media_type="application/json")
 
     @app.get("/docs")
     async def docs() -> Response:

@@ -27,7 +27,7 @@ from pyspark.sql import functions as F
 
 import domains
 from engine import chain as chain_of
-from engine import fold, kafka, observe
+from engine import fold, kafka, observe, versions
 from engine.continuity import DataExpired, LogReplaced
 from engine.decode import decode_domain, decoded_columns
 from engine.domain import DeclarationError, Domain
@@ -38,6 +38,7 @@ from engine.quality import judged
 from engine.session import file_writer, spark_session
 from engine.settings import Settings, SettingsError, add_flags, environment, from_args
 from engine.speed import NewChain, SpeedLog
+from engine.versions import VersionUnknown
 
 CHECKPOINTS = "/checkpoints/speed"
 
@@ -47,8 +48,8 @@ _log = structlog.get_logger("stream")
 class Speed:
     """One domain's streaming query: what a micro-batch needs to know."""
 
-    def __init__(self, spark: SparkSession, domain: Domain, settings: Settings, failures: list[BaseException]) -> None:
-        self.spark, self.domain, self.settings, self.failures = spark, domain, settings, failures
+    def __init__(self, spark: SparkSession, domain: Domain, settings: Settings, ending: observe.Ending) -> None:
+        self.spark, self.domain, self.settings, self.ending = spark, domain, settings, ending
         self.log = SpeedLog.open(Hdfs(settings.hdfs_url, settings.hadoop_user_name), domain, settings)
         self.write = file_writer(spark)
         fields = [
@@ -61,7 +62,9 @@ class Speed:
 
     def micro_batch(self, rows: DataFrame, batch: int) -> None:
         """Commit one micro-batch as one epoch; the loser of a race reads the chain's end again and trims."""
-        try:
+        if self.ending:
+            return
+        with self.ending.watching():
             started = time.monotonic()
             self.log.follow_versions()
             decoded = self.decode(rows).persist()
@@ -74,9 +77,6 @@ class Speed:
                     self.report(batch, epoch, started)
                     break
             decoded.unpersist()
-        except BaseException as error:
-            self.failures.append(error)
-            raise
 
     def decode(self, rows: DataFrame) -> DataFrame:
         logs = " ".join(f"WHEN '{topic}' THEN '{lg}'" for topic, lg in self.log.logs.items())
@@ -180,24 +180,27 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_flags(parser, ("domain", "stream_trigger_interval", "stream_max_offsets_per_trigger", "show_previews"))
     usage = (SettingsError, DeclarationError, kafka.TopicRefused)
-    faults = (DataExpired, LogReplaced, OffsetGap, StreamingQueryException)
+    faults = (DataExpired, LogReplaced, OffsetGap, VersionUnknown, StreamingQueryException)
     with observe.exit_codes(usage, faults, (observe.StartAgain, HdfsUnavailable, kafka.KafkaUnreachable)):
         settings = from_args(parser.parse_args(argv))
         chosen = domains.named(settings.domain, environment())
         observe.start_logging(settings)
         kafka.ensure_topics(settings, [stream for domain in chosen for stream in domain.streams])
+        # A version is completed by epochs of its own definition, whatever the domain's file says by now.
+        fs = Hdfs(settings.hdfs_url, settings.hadoop_user_name)
+        chosen = tuple(versions.definition_followed(fs, domain) for domain in chosen)
         stop = observe.Stop()
         # Small jobs, many of them: adaptive planning would cost more than it saves.
         spark = spark_session(
             "highwater-stream", settings, {"spark.sql.adaptive.enabled": "false", "spark.sql.shuffle.partitions": "2"}
         )
         while not stop:
-            failures: list[BaseException] = []
-            speeds = [Speed(spark, domain, settings, failures) for domain in chosen]
+            ending = observe.Ending(stop)
+            speeds = [Speed(spark, domain, settings, ending) for domain in chosen]
             queries = [speed.start() for speed in speeds]
             _log.info("started", chains={speed.domain.name: speed.log.chain.number for speed in speeds})
             try:
-                observe.await_queries(queries, stop, failures)
+                observe.await_queries(queries, ending)
             except NewChain as reason:
                 _log.info("new chain", reason=str(reason))
         _log.info("stopped")

@@ -24,10 +24,11 @@ from engine import proof, tail
 from engine.domain import Domain, Report, View
 from engine.log import Partition
 from engine.measures import arrow_type
+from engine.notation import encode
 from engine.openapi import describe
 from engine.parameters import BadQuery, Params, collected, limit_of, one_of, report_query, time_of, typed, view_query
 from engine.query import Query, fetch_rows, fetch_table, jsonable
-from engine.reply import HEADERS, Problem, body, encode
+from engine.reply import HEADERS, Problem, body
 from engine.service import Service
 from engine.snapshot import Snapshot
 
@@ -101,7 +102,7 @@ async def view_rows(service: Service, domain: Domain, view: View, params: Params
 
 async def report_rows(service: Service, domain: Domain, report: Report, params: Params) -> Response:
     """One page of a report, with what its checks said."""
-    snapshot = service.snapshot(domain.name)
+    snapshot = service.snapshot(domain)
     table, said = _report(snapshot, report)
     query = report_query(report, table.schema, params)
     snapshot, offset = _place(service, domain, query, params)
@@ -125,9 +126,9 @@ def _place(service: Service, domain: Domain, query: Query, params: Params) -> tu
     """Return the snapshot and the offset in its list that a cursor names, else the current one from its start."""
     token = dict(params).get("cursor")
     if token is None:
-        return service.snapshot(domain.name), 0
+        return service.snapshot(domain), 0
     value = service.cursors.open(token, query.digest)
-    return service.snapshot(domain.name, value["snapshot"]), int(value["offset"])
+    return service.snapshot(domain, value["snapshot"]), int(value["offset"])
 
 
 def _sides(snapshot: Snapshot, view: View) -> dict[str, pa.Table]:
@@ -179,13 +180,13 @@ async def proven(service: Service, domain: Domain, view: View, params: Params) -
         if name in ("limit", "cursor", "format"):
             raise BadQuery(name, f"a proof is of a whole answer, as JSON, of at most {proof.GROUPS} groups")
     query = dataclasses.replace(view_query(view, asked), limit=proof.GROUPS)
-    snapshot = service.snapshot(domain.name)
+    snapshot = service.snapshot(domain)
     sides = _sides(snapshot, view)
     rows = await service.run(lambda cursor: fetch_rows(cursor, query, sides, 0))
     proof.check(query, len(rows))
     served = [dict(zip(query.columns, row, strict=True)) for row in rows]
     found = await proof.recount(
-        proof.request(domain.name, query, snapshot.coverage), domain.name, view.name, snapshot.coverage
+        proof.request(domain, query, snapshot.coverage), domain.name, view.name, snapshot.coverage
     )
     assert query.shape
     different = proof.differences(view, query.shape, served, found["rows"])
@@ -277,7 +278,7 @@ async def _newest(
     digest = hashlib.sha256(what.encode()).hexdigest()[:16]
     token = dict(params).get("cursor")
     below = service.cursors.open(token, digest)["below"] if token is not None else None
-    facts = [service.facts(service.snapshot(domain.name)) for domain in chosen]
+    facts = [service.facts(service.snapshot(domain)) for domain in chosen]
     said = facts[0] if len(facts) == 1 else _together(chosen, facts)
 
     def work(_: Any) -> tuple[bytes, dict[str, str]]:

@@ -46,6 +46,31 @@ def fresh_listing() -> Iterator[None]:
         raise RowsDiffer(f"a file went away while it was read: {str(error).splitlines()[0][:300]}") from error
 
 
+def basis(fs: Hdfs, domain: Domain, candidate: bool) -> tuple[Domain, Manifest, int]:
+    """Return by which definition a run builds, on which version, and the number of what it builds.
+
+    A run builds what the domain's file says, on the newest version of the served line. Once a version was chosen by hand the
+    line keeps that version's definition: another one gets in as a candidate, to be compared and promoted.
+
+    Raises:
+        VersionUnknown: the chosen version is gone, or there is none yet to which a candidate could be compared.
+    """
+    known, chosen = versions.manifests(fs, domain.name), versions.choice(fs, domain.name)
+    zero = versions.version_zero(domain.name, domain.definition_hash, {})
+    parent = next(iter((versions.allowed if candidate else versions.line_of)(known, chosen)), zero)
+    if candidate and not parent.version:
+        raise versions.VersionUnknown(
+            f"domain '{domain.name}' has no version yet beside which a candidate could stand; run batch_layer.py without --candidate"
+        )
+    changed = parent.definition_hash != domain.definition_hash
+    if chosen and changed and not candidate:
+        _log.warning(
+            "the file says otherwise", domain=domain.name, goes_by_version=parent.version, way_out="--candidate"
+        )
+        domain = Domain.from_json(parent.definition)
+    return domain, parent, max((m.version for m in known), default=0) + 1
+
+
 def typed_log(fs: Hdfs, domain: Domain) -> Partitions:
     """Return the typed partitions of every topic of a domain."""
     return {s.topic: LogReader(fs, typed_root(s)).partitions([s.topic])[s.topic] for s in domain.streams}
@@ -72,17 +97,22 @@ def version(
     horizon: Position,
     log: Partitions,
     full: bool,
+    number: int,
+    candidate: bool = False,
 ) -> Manifest | None:
-    """Build and commit the version after `parent` at a horizon; None if another run committed it first.
+    """Build and commit version `number` on `parent` at a horizon; None if another run committed it first.
+
+    Args:
+        candidate: begin a line of its own, which is not served unless it is promoted.
 
     Raises:
         RowsDiffer: the typed log did not give the rows that were planned.
     """
-    number = parent.version + 1
     staging = f"{STAGING}/version-{domain.name}-{number}-{utc_now():%Y%m%dT%H%M%S%f}"
     everything = {s.topic: _ranges(log[s.topic], s.topic, horizon, {}) for s in domain.streams}
     since = {s.topic: _since(s, parent, log, horizon, full) for s in domain.streams}
     counts, digests, newest = _ledger(spark, url, domain, parent, log, since, full)
+    unknown = _unknown_fields(spark, url, domain, parent, log, since, full)
     _check_rows(domain, log, horizon, counts)
     _register(spark, url, domain, log, since, "new_")
     _register(spark, url, domain, log, everything, "")
@@ -97,8 +127,12 @@ def version(
         counts=counts,
         digests=digests,
         events=sum(p.get("good", 0) for logs in counts.values() for by in logs.values() for p in by.values()),
-        event_time_max=newest,
+        event_time_max=max(newest.values(), default=None),
+        newest=newest,
+        unknown=unknown,
         created_at=utc_now().isoformat(),
+        line=number if candidate else parent.line,
+        definition=domain.to_json(),
     )
     views = {view.name: _write_view(spark, fs, domain, view.name, url, staging, parent, full) for view in domain.views}
     reports = _write_reports(spark, fs, domain, url, staging, parent, number)
@@ -115,10 +149,10 @@ def version(
 
 def refresh_plain_folders(fs: Hdfs, domain: Domain) -> None:
     """Bring the plain folder per view up to the served version; a later run finishes what a crash left half done."""
-    number = versions.served(fs, domain.name) or (versions.numbers(fs, domain.name) or [0])[-1]
+    manifest = versions.followed(fs, domain)
+    number = manifest.version
     if not number:
         return
-    manifest = versions.manifest(fs, domain.name, number)
     for name, entry in manifest.views.items():
         plain, marker = f"{VIEWS}/{name}", f"{VIEWS}/{name}/_version-{number:010d}"
         if fs.status(marker):
@@ -141,11 +175,13 @@ def refresh_plain_folders(fs: Hdfs, domain: Domain) -> None:
 
 
 def prune(fs: Hdfs, domain: Domain, keep: int) -> dict[str, int]:
-    """Delete versions beyond `keep` (not the served one, nor one a chain starts from) and epochs behind the oldest kept H."""
-    known = versions.numbers(fs, domain.name)
+    """Delete versions beyond `keep` (none that is served or chosen, nor one a chain starts from) and epochs behind the oldest kept H."""
+    manifests = versions.manifests(fs, domain.name)
+    known = [m.version for m in manifests]
     chains = chain_of.chains(fs, domain.name)
-    in_use = {versions.served(fs, domain.name), *(c.version for c in chains[-1:])}
-    manifests = [versions.manifest(fs, domain.name, number) for number in known]
+    chosen = versions.choice(fs, domain.name)
+    in_use = {m.version for m in versions.allowed(manifests, chosen)[:1]} | {c.version for c in chains[-1:]}
+    in_use |= {chosen.version} if chosen else set()
     wanted = in_use | {entry["version"] for m in manifests[-keep:] for entry in m.reports.values()}
     gone = [number for number in known[:-keep] if number not in wanted]
     for number in gone:
@@ -180,8 +216,8 @@ def _ranges(
 
 
 def _since(stream: Stream, parent: Manifest, log: Partitions, horizon: Position, full: bool) -> Ranges:
-    continues = not full and parent.schema_hashes.get(stream.topic) == stream.schema_hash
-    return _ranges(log[stream.topic], stream.topic, horizon, parent.horizon if continues else {})
+    start = parent.horizon if _continues(stream, parent, full) else {}
+    return _ranges(log[stream.topic], stream.topic, horizon, start)
 
 
 def _register(
@@ -202,8 +238,8 @@ def _ledger(
     log: Partitions,
     since: Mapping[str, Ranges],
     full: bool,
-) -> tuple[dict[str, Any], dict[str, Any], str | None]:
-    """Count the folded rows by problem, add up digests, find the newest event time; per topic, log and partition."""
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, str]]:
+    """Count the folded rows by problem and add up digests, per topic, log and partition; find the newest event time per topic."""
     frames = []
     for stream in domain.streams:
         rows = read_typed(spark, url, stream, log[stream.topic], since[stream.topic])
@@ -228,9 +264,10 @@ def _ledger(
     )
     counts: dict[str, Any] = {}
     digests: dict[str, Any] = {}
-    times = [parent.event_time_max] if parent.event_time_max and not full else []
+    times: dict[str, str] = {}
     for stream in domain.streams:
-        if not full and parent.schema_hashes.get(stream.topic) == stream.schema_hash:
+        if _continues(stream, parent, full):
+            times |= {stream.topic: parent.newest[stream.topic]} if stream.topic in parent.newest else {}
             for lg, by in parent.counts.get(stream.topic, {}).items():
                 counts.setdefault(stream.topic, {})[lg] = {p: dict(c) for p, c in by.items()}
                 digests.setdefault(stream.topic, {})[lg] = dict(parent.digests[stream.topic][lg])
@@ -240,8 +277,35 @@ def _ledger(
         sums = digests.setdefault(row.topic, {}).setdefault(row.log, {})
         sums[row.partition] = str(int(Decimal(sums.get(row.partition, "0")) + row.digest))
         if row.newest is not None:
-            times.append(datetime.fromtimestamp(row.newest / 1_000_000, UTC).isoformat())
-    return counts, digests, max(times, default=None)
+            moment = datetime.fromtimestamp(row.newest / 1_000_000, UTC).isoformat(timespec="microseconds")
+            times[row.topic] = max(moment, times.get(row.topic, moment))
+    return counts, digests, times
+
+
+def _unknown_fields(
+    spark: SparkSession,
+    url: str,
+    domain: Domain,
+    parent: Manifest,
+    log: Partitions,
+    since: Mapping[str, Ranges],
+    full: bool,
+) -> dict[str, dict[str, int]]:
+    """Count the rows that carry a field which the schema does not know; per topic and name of the field."""
+    found: dict[str, dict[str, int]] = {}
+    for stream in domain.streams:
+        if _continues(stream, parent, full) and stream.topic in parent.unknown:
+            found[stream.topic] = dict(parent.unknown[stream.topic])
+        rows = read_typed(spark, url, stream, log[stream.topic], since[stream.topic]).where("unknown IS NOT NULL")
+        for row in rows.selectExpr("explode(unknown) AS name").groupBy("name").count().collect():
+            of = found.setdefault(stream.topic, {})
+            of[row["name"]] = of.get(row["name"], 0) + row["count"]
+    return found
+
+
+def _continues(stream: Stream, parent: Manifest, full: bool) -> bool:
+    """True if what the parent counted of a stream still holds."""
+    return not full and parent.schema_hashes.get(stream.topic) == stream.schema_hash
 
 
 def _check_rows(domain: Domain, log: Partitions, horizon: Position, counts: Mapping[str, Any]) -> None:

@@ -18,13 +18,24 @@ import duckdb
 
 from engine.domain import Domain, Report, View
 from engine.rawlog import RawLog
-from engine.recompute import BadQuestion, Row, moment, problem_counts, question_of, report_rows, view_rows
+from engine.recompute import (
+    BadQuestion,
+    Row,
+    moment,
+    problem_counts,
+    question_of,
+    report_rows,
+    unknown_fields,
+    view_rows,
+)
 
 SHARE = 1e-9
 # HLL of 2^12 registers: 1.04 / sqrt(2^12) standard error, five of them; below some 200 values it only knows collisions.
 DISTINCT_SHARE, DISTINCT_FLOOR, DISTINCT_SMALL = 5 * 1.04 / 64, 2, 200
 # A partition that was on HDFS this long before the question must be covered, or be named as missing.
 SETTLED_SECONDS = 60.0
+# The ledger shows this many unknown fields of a topic, the most frequent ones.
+SHOWN_FIELDS = 100
 
 EndOf = dict[str, dict[str, dict[str, int]]]
 
@@ -226,6 +237,11 @@ def ledger_differences(con: duckdb.DuckDBPyConnection, domain: Domain, ledger: M
     """Hold the ledger's counts of good rows and problems, below the horizon and from there on, against the recount."""
     horizon, speed_end = (position(ledger["partitions"], name) for name in ("horizon", "speed_end"))
     found = []
+    shown, carried = ledger.get("unknown_fields", {}), unknown_fields(con, domain, horizon)
+    for topic in {**shown, **carried}:
+        said, exact = shown.get(topic, {}), carried.get(topic, {})
+        if any(exact.get(name) != rows for name, rows in said.items()) or len(said) != min(len(exact), SHOWN_FIELDS):
+            found.append(Difference("ledger", topic, "unknown_fields", said, exact))
     below, above = problem_counts(con, domain, {}, horizon), problem_counts(con, domain, horizon, speed_end)
     for one in ledger["partitions"]:
         place = (one["topic"], one["log"], str(one["partition"]))

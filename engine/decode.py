@@ -20,7 +20,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from engine.domain import Domain, Stream, decimal_of
+from engine.domain import FIELD_NAME, OTHER_FIELDS, Domain, Stream, decimal_of
 from engine.measures import arrow_type
 
 MAX_DEPTH = 64
@@ -30,6 +30,7 @@ MAX_EXPONENT_DIGITS = 6
 _TIME = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)[Tt ](\d\d):(\d\d):(\d\d)(?:\.(\d{1,9}))?(?:[Zz]|([+-])(\d\d):?(\d\d))?", re.ASCII
 )
+_FIELD = re.compile(FIELD_NAME)
 _COMMON_TIME = r"^(000[1-9]|00[1-9]\d|0[1-9]\d\d|[1-9]\d{3})-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z$"
 _SURROGATE = re.compile(r"\\u[dD][89abAB][0-9a-fA-F]{2}|\\u[dD][c-fC-F][0-9a-fA-F]{2}")
 _EXACT = Context(prec=80, Emax=10**9, Emin=-(10**9))
@@ -46,6 +47,7 @@ JUDGED = {
     "ukey": "STRING",
     "problem": "STRING",
     "crc": "BIGINT",
+    "unknown": "ARRAY<STRING>",
     "value": "STRING",
     "value_bytes": "BINARY",
 }
@@ -68,7 +70,7 @@ def decode_rows(stream: Stream, raw: pa.Table) -> pa.Table:
 
     Returns:
         A table with `decoded_columns`: `problem` is "malformed" or NULL, `ukey` the text of the unique key, `crc` the
-        CRC-32 of the value (0 for a null); value and value_bytes are kept as they came.
+        CRC-32 of the value (0 for a null), `unknown` the names of fields that the schema does not know; value and value_bytes are kept as they came.
     """
     values = [text.encode() if text is not None else None for text in raw["value"].to_pylist()]
     events = [_event(value) for value in values]
@@ -91,6 +93,7 @@ def decode_rows(stream: Stream, raw: pa.Table) -> pa.Table:
         "ukey": _unique_keys(stream, columns, bad),
         "problem": pc.if_else(good, pa.scalar(None, pa.string()), pa.scalar("malformed")),
         "crc": _checksums(values, raw["value_bytes"]),
+        "unknown": pc.if_else(good, _unknown(events, stream), pa.scalar(None, pa.list_(pa.string()))),
         "value": raw["value"].combine_chunks(),
         "value_bytes": raw["value_bytes"].combine_chunks(),
     }
@@ -157,6 +160,17 @@ def _event(value: bytes | None) -> dict[str, Any] | None:
         return _strict(value.decode())
     except (_Malformed, ValueError, RecursionError, InvalidOperation):
         return None
+
+
+def _unknown(events: list[dict[str, Any] | None], stream: Stream) -> pa.Array:
+    known = stream.columns.keys()
+    found = [
+        None
+        if event is None or event.keys() <= known
+        else sorted({name if _FIELD.fullmatch(name) else OTHER_FIELDS for name in event.keys() - known})
+        for event in events
+    ]
+    return pa.array(found, pa.list_(pa.string()))
 
 
 def _strict(text: str) -> dict[str, Any]:

@@ -11,16 +11,19 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from decimal import Decimal, InvalidOperation
 from functools import partial
 from random import Random
 from typing import Any
 
 # Part of every schema hash: raise it when `decode.py` starts to read the same bytes differently.
-DECODE_VERSION = 1
+DECODE_VERSION = 2
 # Part of every definition hash: raise it when a measure's arithmetic changes.
 MEASURES_VERSION = 1
+
+# A field that a schema does not know is counted by its name if it looks like one, else under the second text.
+FIELD_NAME, OTHER_FIELDS = r"[A-Za-z_][A-Za-z0-9_.-]{0,62}", "(other)"
 
 # Event time may run ahead of Kafka's receive time by this much (the default rule of every stream).
 FUTURE_LIMIT_MINUTES = 5
@@ -38,6 +41,7 @@ RESERVED = frozenset(
         "problem",
         "ukey",
         "crc",
+        "unknown",
         "value",
         "value_bytes",
     }
@@ -437,6 +441,11 @@ class Domain:
         ):
             if len(set(names)) != len(names):
                 raise DeclarationError(f"domain '{self.name}': a {what} occurs twice among {', '.join(names)}")
+        tables = [re.sub(r"[-.]", "_", s.topic) for s in self.streams] + [r.name for r in self.reports]
+        if len(set(tables)) != len(tables):
+            raise DeclarationError(
+                f"domain '{self.name}': two of {', '.join(tables)} are one name in the SQL of reports; rename a topic or a report"
+            )
         for view in self.views:
             for stream in view.streams:
                 if stream not in self.streams:
@@ -487,11 +496,57 @@ class Domain:
         reports = tuple(replace(r, constants=chosen(r.constants)) for r in self.reports)
         return replace(self, streams=tuple(streams.values()), views=views, reports=reports)
 
+    def to_json(self) -> dict[str, Any]:
+        """Return everything but generators and options, for a manifest: what the answers of a version mean."""
+        return {
+            "name": self.name,
+            "title": self.title,
+            "streams": [_plain(stream, ("generator", "options", "weight")) for stream in self.streams],
+            "views": [_plain(view, ()) | {"streams": [s.topic for s in view.streams]} for view in self.views],
+            "reports": [_plain(report, ()) for report in self.reports],
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Domain:
+        """Return the domain that `to_json` described. Raises DeclarationError, KeyError or TypeError for anything else."""
+        streams = {s["topic"]: Stream(**_tuples(s, ("unique", "required"))) for s in value["streams"]}
+        views = tuple(
+            View(
+                **_tuples(v, ("by",))
+                | {
+                    "streams": tuple(streams[topic] for topic in v["streams"]),
+                    "explode": tuple(v["explode"]) if v["explode"] else None,
+                    "measures": {name: Measure(**_tuples(m, ("columns",))) for name, m in v["measures"].items()},
+                }
+            )
+            for v in value["views"]
+        )
+        reports = tuple(Report(**_tuples(r, ("by",))) for r in value["reports"])
+        return cls(value["name"], tuple(streams.values()), views, reports, value["title"])
+
     def stream(self, topic: str) -> Stream:
         return next(stream for stream in self.streams if stream.topic == topic)
 
     def view(self, name: str) -> View:
         return next(view for view in self.views if view.name == name)
+
+
+def _plain(value: Any, without: tuple[str, ...]) -> dict[str, Any]:
+    """Fields of a declaration as JSON has them; mappings keep their order."""
+    found: dict[str, Any] = {}
+    for one in fields(value):
+        held = getattr(value, one.name)
+        if one.name == "measures":
+            held = {name: _plain(measure, ()) for name, measure in held.items()}
+        if one.name not in without:
+            found[one.name] = (
+                dict(held) if isinstance(held, Mapping) else list(held) if isinstance(held, tuple) else held
+            )
+    return found
+
+
+def _tuples(value: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    return {**value, **{name: tuple(value[name]) for name in names}}
 
 
 def _check_constants(where: str, constants: Mapping[str, str], expressions: Mapping[str, str]) -> None:

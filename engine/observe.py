@@ -87,37 +87,59 @@ def exit_codes(
         sys.exit(EXIT_FAULT)
 
 
-def await_queries(queries: list[Any], stop: Stop, failures: list[BaseException]) -> None:
-    """Wait until a streaming query ends; on a stop signal let the others finish their micro-batch first.
+class Ending:
+    """Why the streaming queries of a process come to their end: a stop signal, or what a micro-batch raised.
 
-    Args:
-        failures: what a `foreachBatch` raised, kept there because Spark only passes its text on.
+    Spark passes only the text of an exception on, so it is kept here. Once true, a micro-batch that begins does nothing: what
+    Spark then notes as done is forgotten with its checkpoint, and the next start goes on at the heads.
+    """
+
+    def __init__(self, stop: Stop) -> None:
+        self.stop = stop
+        self.failures: list[BaseException] = []
+
+    def __bool__(self) -> bool:
+        return bool(self.stop) or bool(self.failures)
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Keep what the body of a micro-batch raises."""
+        try:
+            yield
+        except BaseException as error:
+            self.failures.append(error)
+            raise
+
+
+def await_queries(queries: list[Any], ending: Ending) -> None:
+    """Wait until a streaming query ends or a stop signal comes; then let the others finish their micro-batch.
 
     Raises:
         What the micro-batch raised, else Spark's own StreamingQueryException.
     """
     try:
-        while not stop and all(query.isActive for query in queries):
+        while not ending and all(query.isActive for query in queries):
             queries[0].awaitTermination(1)
         deadline = time.monotonic() + STOP_SECONDS
-        while (
-            any(query.isActive and query.status["isTriggerActive"] for query in queries) and time.monotonic() < deadline
-        ):
-            time.sleep(0.1)
+        while (active := [query for query in queries if query.isActive]) and time.monotonic() < deadline:
+            for query in active:
+                if not query.status["isTriggerActive"]:
+                    query.stop()
+            time.sleep(0.05)
         for query in queries:
             query.stop()
-            if not failures and query.exception():
+            if not ending and query.exception():
                 raise query.exception()
     except _jvm_gone():
         # The signal went to the whole process group: the JVM left first, and whatever it was doing will be replayed.
-        if not stop:
+        if not ending.stop:
             raise
     except Exception:
-        if failures:
-            raise failures[0] from None
+        if ending.failures:
+            raise ending.failures[0] from None
         raise
-    if failures:
-        raise failures[0]
+    if ending.failures:
+        raise ending.failures[0]
 
 
 def stop_spark(spark: Any) -> None:

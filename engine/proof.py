@@ -14,10 +14,11 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
-from engine.domain import View
+from engine.domain import Domain, View
+from engine.notation import encode
 from engine.parameters import EVERY, BadQuery
 from engine.query import Query
-from engine.reply import Problem, encode
+from engine.reply import Problem
 
 DEADLINE_SECONDS = 30.0
 GROUPS = 200
@@ -38,13 +39,13 @@ def check(query: Query, rows: int) -> None:
         raise BadQuery("by", f"more than {GROUPS} groups; narrow the request by filters, from, to, every or by")
 
 
-def request(domain: str, query: Query, coverage: Mapping[str, Any]) -> bytes:
-    """Return what the recount reads: the query in the client's own words, and the coverage."""
+def request(domain: Domain, query: Query, coverage: Mapping[str, Any]) -> bytes:
+    """Return what the recount reads: the query in the client's own words, the definition it is of, and the coverage."""
     shape, view = query.shape, query.view
     assert shape and view
     short = {name: text for text, name in EVERY.items()}
     every = short[shape.every] if shape.every else ("all" if view.every else None)
-    asked = {"domain": domain, "view": view.name, "filters": query.texts, "every": every, "by": shape.by}
+    asked = {"definition": domain.to_json(), "view": view.name, "filters": query.texts, "every": every, "by": shape.by}
     return json.dumps({**asked, "from": _text(query.start), "to": _text(query.end), "coverage": coverage}).encode()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import functools
+import json
 import os
 import re
 import socket
@@ -247,6 +248,18 @@ class RawLog:
             admin.close()
         ids = {topic["name"]: uuid.UUID(str(topic["topic_id"])).bytes for topic in told if not topic["error_code"]}
         return {name: base64.urlsafe_b64encode(one).decode().rstrip("=") for name, one in ids.items()}
+
+
+def definition_in_manifest(settings: Settings, domain: str, version: int) -> dict[str, Any] | None:
+    """Return what a batch version says it was built from, None if the version is gone or says nothing. Raises OSError."""
+    os.environ.setdefault("HADOOP_USER_NAME", settings.hadoop_user_name)
+    _check_listens(settings.hdfs_url)
+    client = hdfs_native.Client(settings.hdfs_url, {"dfs.client.use.datanode.hostname": "true"})
+    try:
+        with client.read(f"/data/batch_views/_versions/{domain}/{version:010d}/manifest.json") as file:
+            return json.loads(bytes(file.read())).get("definition") or None
+    except FileNotFoundError:
+        return None
 
 
 def _check_listens(url: str) -> None:

@@ -171,6 +171,18 @@ def problem_counts(
     return counts
 
 
+def unknown_fields(con: duckdb.DuckDBPyConnection, domain: Domain, end: Position) -> dict[str, dict[str, int]]:
+    """Count the rows below `end` that carry a field which the schema does not know, per topic and name."""
+    _set_bounds(con, "merged", {"coverage": end})
+    found: dict[str, dict[str, int]] = {}
+    for stream in domain.streams:
+        rows = _bounded(domain, stream, ["unknown"])
+        sql = f"SELECT unnest(unknown), count(*) FROM ({rows}) WHERE unknown IS NOT NULL GROUP BY 1"
+        if counted := dict(con.execute(sql).fetchall()):
+            found[stream.topic] = counted
+    return found
+
+
 def matching_events(
     con: duckdb.DuckDBPyConnection, domain: Domain, view: View, asked: Question, as_of: Mapping[str, Any]
 ) -> list[Row]:

@@ -15,7 +15,7 @@ import os
 import re
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from datetime import date
 from decimal import Decimal
@@ -24,7 +24,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from engine.domain import Domain, Stream, decimal_of
+from engine.domain import FIELD_NAME, OTHER_FIELDS, Domain, Stream, decimal_of
 
 Place = tuple[str, str, str]  # topic, log, partition
 Chunk = tuple[Place, pa.Table]  # consecutive raw rows: offset, timestamp, value, value_bytes
@@ -42,6 +42,7 @@ _MOMENT = re.compile(
     r"([0-9]{4}-[0-9]{2}-[0-9]{2})[Tt ]([01][0-9]|2[0-3]):([0-5][0-9]):([0-5][0-9])(?:\.([0-9]{1,9}))?"
     r"(?:[Zz]|([+-])([01][0-9]|2[0-3]):?([0-5][0-9]))?"
 )
+_NAME = re.compile(FIELD_NAME)
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89abcdefABCDEF]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -75,22 +76,26 @@ def parse_event(text: str | None) -> dict[str, Any]:
 
 def read_row(stream: Stream, text: str | None) -> tuple[Any, ...]:
     """Return the typed values of one event in the order of the columns; times in epoch µs. Raises Malformed."""
-    return _row(text, _readers(stream))
+    return _row(parse_event(text), _readers(stream))
 
 
 def typed_table(stream: Stream, raw: pa.Table) -> pa.Table:
-    """Return offset, kafka_time, event_time, the stream's columns and problem ('malformed' or NULL) of raw rows."""
+    """Return offset, kafka_time, event_time, the stream's columns, problem ('malformed' or NULL) and unknown of raw rows."""
     readers = _readers(stream)
     nothing = (None,) * len(stream.columns)
     rows: list[tuple[Any, ...]] = []
     problems: list[str | None] = []
+    unknown: list[list[str] | None] = []
     for text in raw["value"].to_pylist():
         try:
-            rows.append(_row(text, readers))
+            event = parse_event(text)
+            rows.append(_row(event, readers))
             problems.append(None)
+            unknown.append([*dict.fromkeys(_field_name(name) for name in event if name not in stream.columns)] or None)
         except Malformed:
             rows.append(nothing)
             problems.append("malformed")
+            unknown.append(None)
     fields = list(zip(*rows, strict=True)) if rows else [()] * len(stream.columns)
     columns = {
         name: _arrow(values, sql_type) for (name, sql_type), values in zip(stream.columns.items(), fields, strict=True)
@@ -98,7 +103,9 @@ def typed_table(stream: Stream, raw: pa.Table) -> pa.Table:
     kafka_time = raw["timestamp"].cast(pa.timestamp("us", "UTC")).cast(pa.timestamp("us"))
     event_time = columns[stream.time] if stream.time else kafka_time
     named = {"offset": raw["offset"], "kafka_time": kafka_time, "event_time": event_time, **columns}
-    return pa.table({**named, "problem": pa.array(problems, pa.string())})
+    return pa.table(
+        {**named, "problem": pa.array(problems, pa.string()), "unknown": pa.array(unknown, pa.list_(pa.string()))}
+    )
 
 
 def open_database() -> duckdb.DuckDBPyConnection:
@@ -127,7 +134,7 @@ def load(con: duckdb.DuckDBPyConnection, domain: Domain, chunks: Iterable[Chunk]
         columns = "".join(f', "{name}" {_duck(sql_type)}' for name, sql_type in stream.columns.items())
         con.execute(
             f'CREATE TABLE {_decoded(domain, stream.topic)} (log VARCHAR, partition VARCHAR, "offset" BIGINT, '
-            f"kafka_time TIMESTAMP, event_time TIMESTAMP{columns}, problem VARCHAR, value VARCHAR)"
+            f"kafka_time TIMESTAMP, event_time TIMESTAMP{columns}, problem VARCHAR, unknown VARCHAR[], value VARCHAR)"
         )
     for (topic, log, partition), raw, typed in _decode_all(domain, chunks, rows >= SHARED_FROM_ROWS):
         value = raw["value"] if keep else pa.nulls(len(raw), pa.string())
@@ -269,8 +276,12 @@ def _readers(stream: Stream) -> list[_Reader]:
     return [(name, _converter(sql_type), name in needed) for name, sql_type in stream.columns.items()]
 
 
-def _row(text: str | None, readers: list[_Reader]) -> tuple[Any, ...]:
-    get = parse_event(text).get
+def _field_name(name: str) -> str:
+    return name if _NAME.fullmatch(name) else OTHER_FIELDS
+
+
+def _row(event: Mapping[str, Any], readers: list[_Reader]) -> tuple[Any, ...]:
+    get = event.get
     row = []
     for name, convert, needed in readers:
         value = get(name)

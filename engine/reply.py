@@ -9,14 +9,12 @@ import io
 import json
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
-from decimal import Decimal
 from typing import Any
 
-import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from engine.notation import cell, encode
 from engine.parameters import BadQuery
 
 MEDIA = {"json": "application/json", "csv": "text/csv; charset=utf-8", "parquet": "application/vnd.apache.parquet"}
@@ -33,9 +31,6 @@ TITLES = {
     429: "Too many requests",
     503: "Nothing right to say now",
 }
-
-_json = msgspec.json.Encoder(decimal_format="number")
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 class Problem(Exception):
@@ -85,11 +80,6 @@ class Cursors:
         return base64.urlsafe_b64encode(digest[:18]).decode()
 
 
-def encode(value: Any) -> bytes:
-    """Return JSON; decimals keep all their digits, what is not finite is null."""
-    return _json.encode(value)
-
-
 def body(form: str, columns: Sequence[str], rows: Any, facts: Mapping[str, Any]) -> tuple[bytes, dict[str, str]]:
     """Return the bytes of an answer and its headers.
 
@@ -119,20 +109,5 @@ def _csv(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> bytes:
     out = io.StringIO()
     writer = csv.writer(out)
     writer.writerow(columns)
-    writer.writerows([_cell(value) for value in row] for row in rows)
+    writer.writerows([cell(value) for value in row] for row in rows)
     return out.getvalue().encode("utf-8-sig", "replace")
-
-
-def _cell(value: Any) -> Any:
-    if isinstance(value, str):
-        return f"'{value}" if value.startswith(_FORMULA) else value
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, datetime):
-        return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
-    if isinstance(value, (dict, list)):
-        text = encode(value).decode()
-        return f"'{text}" if text.startswith(_FORMULA) else text
-    if isinstance(value, Decimal):
-        return format(value, "f")
-    return value

@@ -25,11 +25,10 @@ from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, M
 from prometheus_client.registry import Collector
 
 from engine.domain import Stream
+from engine.notation import cell
 
 FILE_FORMATS = ("csv", "json", "jsonl")
 LATENCY_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-# A spreadsheet takes a cell that starts like this for a formula.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 class Tally(Collector):
@@ -204,7 +203,7 @@ class FileSink:
         """Write one event, its JSON as sent."""
         if self._table:
             row = {**event, "topic": topic}
-            self._table.writerow([_cell(row.get(name)) for name in self._columns])
+            self._table.writerow([cell(row.get(name)) for name in self._columns])
             return
         self._file.write(self._before + b'{"topic":' + json.dumps(topic).encode() + b"," + value[1:])
         if self._kind == "json":
@@ -219,9 +218,3 @@ class FileSink:
         (self._text or self._file).flush()
         if self._file is not sys.stdout.buffer:
             (self._text or self._file).close()
-
-
-def _cell(value: Any) -> Any:
-    if isinstance(value, (list, dict, bool)):
-        return json.dumps(value, ensure_ascii=False)
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value

@@ -19,7 +19,7 @@ import structlog
 
 from engine import kafka
 from engine.domain import Domain, View
-from engine.log import LogReader
+from engine.log import LogReader, covers
 from engine.query import open_database
 from engine.reply import Cursors, Problem
 from engine.settings import Settings
@@ -57,6 +57,8 @@ class Service:
         self._raw = LogReader(self.fs)
         self._ids: dict[str, str] = {}
         self._admin: Any = None
+        # Loader and watch of a version with another definition, until they may take over.
+        self._coming: dict[str, tuple[Loader, Watch]] = {}
         self._stop = threading.Event()
 
     def start(self) -> None:
@@ -70,9 +72,31 @@ class Service:
 
     def poll(self) -> None:
         """Look for new versions and epochs of every domain."""
-        for loader in self.loaders.values():
+        for name, loader in self.loaders.items():
             loader.poll()
+            self._follow_definition(name, loader)
         self.heard["HDFS"] = self.clock()
+
+    def _follow_definition(self, name: str, loader: Loader) -> None:
+        """Serve by the definition that the version to serve was built from, as soon as it covers what is served now."""
+        target = loader.target
+        if target is None or not target.definition or target.definition_hash == loader.domain.definition_hash:
+            self._coming.pop(name, None)
+            return
+        if name not in self._coming or self._coming[name][0].domain.definition_hash != target.definition_hash:
+            domain = Domain.from_json(target.definition)
+            self._coming[name] = Loader(self.fs, domain, self.database), Watch(domain)
+        coming, watch = self._coming[name]
+        now, then = loader.current, coming.poll()
+        if then is None or (now and loader.pinned is None and not covers(then.coverage, now.coverage)):
+            return
+        watch.look(self._raw, self._ids)
+        watch.take_over(self.watches[name])
+        self.loaders = {**self.loaders, name: coming}
+        self.watches = {**self.watches, name: watch}
+        self.domains = [coming.domain if domain.name == name else domain for domain in self.domains]
+        del self._coming[name]
+        _log.warning("definition", domain=name, version=target.version, definition=target.definition_hash)
 
     def look(self) -> None:
         """List the logs of every domain."""
@@ -124,8 +148,8 @@ class Service:
         topics = {topic: domain for domain in self.domains for topic in domain.topics}
         return topics.get(name) or _unknown("topic", topics)
 
-    def snapshot(self, domain: str, held: str | None = None) -> Snapshot:
-        """Return what to answer from.
+    def snapshot(self, domain: Domain, held: str | None = None) -> Snapshot:
+        """Return what to answer from, of this very definition.
 
         Args:
             held: name of a snapshot that a cursor holds.
@@ -137,18 +161,20 @@ class Service:
             with self._holding:
                 self._drop_held()
                 kept = self._held.get(held)
-            if kept is None:
+            if kept is None or kept[0].domain.definition_hash != domain.definition_hash:
                 raise Problem(
                     410, f"the snapshot of this cursor is gone after {HOLD_SECONDS:g} s; begin again without it"
                 )
             return kept[0]
-        current = self.loaders[domain].current
+        current = self.loaders[domain.name].current
         if current is None:
             raise Problem(
-                503, f"domain '{domain}' has neither a batch version nor epochs of this definition", retry_after=2
+                503, f"domain '{domain.name}' has neither a batch version nor epochs of this definition", retry_after=2
             )
-        if self.watches[domain].seen is None:
-            raise Problem(503, f"the logs of domain '{domain}' have not been listed yet", retry_after=2)
+        if current.domain.definition_hash != domain.definition_hash:
+            raise Problem(503, f"the definition of domain '{domain.name}' has just changed; ask again", retry_after=1)
+        if self.watches[domain.name].seen is None:
+            raise Problem(503, f"the logs of domain '{domain.name}' have not been listed yet", retry_after=2)
         return current
 
     def hold(self, snapshot: Snapshot) -> str:

@@ -1,12 +1,13 @@
 """What is served right now? One immutable pair of batch version and epochs, swapped whole, never going back.
 
 `Loader.poll()` looks at HDFS and returns the snapshot to serve from now on. A pair is a version and a chain that it
-fits, both of this process's definition; its coverage is the version's horizon overlaid by the end of the last epoch
+fits, both of the loader's definition; its coverage is the version's horizon overlaid by the end of the last epoch
 that continues without a hole. Only what is new is read: versions, epochs and merged blocks of epochs are remembered.
 """
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,11 +25,13 @@ from engine.domain import Domain, View
 from engine.epochs import Epochs, stored
 from engine.log import Position, covers
 from engine.measures import stored_schema
-from engine.versions import Manifest
+from engine.versions import Choice, Manifest
 
 NO_FIT_SECONDS = 60.0
 # A version whose files do not say what its manifest says is looked at again after this time.
 REFUSED_SECONDS = 30.0
+
+_serials = itertools.count(1)
 
 _log = structlog.get_logger("engine.snapshot")
 
@@ -112,10 +115,11 @@ class Loader:
     _manifests: dict[int, Manifest] = field(default_factory=dict)
     _versions: dict[int, tuple[dict[str, pa.Table], dict[str, pa.Table]]] = field(default_factory=dict)
     _refused: dict[int, float] = field(default_factory=dict)
-    _chosen: int | None = None
+    target: Manifest | None = None
+    _choice: tuple[int, Choice | None] = (0, None)
+    _pinned: int | None = None
     _unfit_since: float | None = None
     _said: set[str] = field(default_factory=set)
-    _serial: int = 0
 
     def __post_init__(self) -> None:
         self._reader = Epochs(self.fs, self.domain, self.database, self.clock, self.relist_seconds)
@@ -126,14 +130,23 @@ class Loader:
         Raises:
             Whatever the file system raises when it does not answer; `current` stays.
         """
-        chosen = versions.served(self.fs, self.domain.name)
-        manifests = self._usable(chosen)
-        while not self._move(self._ranked(self._pairs(manifests, chosen), chosen)):
-            manifests = self._usable(chosen)
-        if self.current is not None and chosen in (None, self.current.manifest.version):
-            self._chosen = chosen
+        pinned = self.pinned
+        manifests = self._usable()
+        while not self._move(self._ranked(self._pairs(manifests, pinned), pinned)):
+            manifests = self._usable()
+        if self.current is not None and pinned in (None, self.current.manifest.version):
+            self._pinned = pinned
         self._watch_fit(manifests[0].version if manifests else 0)
         return self.current
+
+    @property
+    def pinned(self) -> int | None:
+        """The version that a rollback fixed, None where the newest of its line is served."""
+        number = versions.choice_number(self.fs, self.domain.name)
+        if number != self._choice[0]:
+            self._choice = number, versions.choice(self.fs, self.domain.name)
+        chosen = self._choice[1]
+        return chosen.version if chosen and not chosen.follow else None
 
     def _move(self, ranked: list[Pair]) -> bool:
         """Move to the best pair; False if its version turned out to be damaged and has been set aside."""
@@ -151,17 +164,17 @@ class Loader:
         self._forget(ranked[0])
         return True
 
-    def _pairs(self, manifests: list[Manifest], chosen: int | None) -> list[Pair]:
+    def _pairs(self, manifests: list[Manifest], pinned: int | None) -> list[Pair]:
         """For each chain the newest version that fits it, and the newest version alone."""
         # The stream continues its newest chain only, so an older one than ours matters for a rollback alone.
-        rolling_back = chosen is not None and chosen != self._chosen
+        rolling_back = pinned is not None and pinned != self._pinned
         oldest = self.current.chain.number if self.current and self.current.chain and not rolling_back else -1
         pairs = [Pair(manifests[0], None, (), manifests[0].horizon)] if manifests else []
         for chain in self._chains():
             if chain.definition_hash != self.domain.definition_hash or chain.number < oldest:
                 continue
             zero = versions.version_zero(self.domain.name, chain.definition_hash, chain.start)
-            for manifest in (*manifests, *([zero] if chain.version == 0 and not chosen else [])):
+            for manifest in (*manifests, *([zero] if chain.version == 0 and self._choice[1] is None else [])):
                 epochs = self._reader.after(chain, manifest)
                 if epochs is not None:
                     begun = overlaid(chain.start, manifest.horizon)  # where the horizon is silent: the origin
@@ -176,12 +189,12 @@ class Loader:
             self._say("refused", f"a chain.json of {chains.SPEED}/{self.domain.name} is damaged: {error}")
             return []
 
-    def _usable(self, chosen: int | None) -> list[Manifest]:
-        """Manifests of this definition, newest first; only the chosen one where a rollback fixed it."""
+    def _usable(self) -> list[Manifest]:
+        """Manifests of this definition that may be served, newest first; `target` becomes the newest of any definition."""
         found = []
-        for number in reversed(versions.numbers(self.fs, self.domain.name)):
+        for number in versions.numbers(self.fs, self.domain.name):
             refused = self._refused.get(number)
-            if chosen not in (None, number) or (refused is not None and self.clock() - refused < REFUSED_SECONDS):
+            if refused is not None and self.clock() - refused < REFUSED_SECONDS:
                 continue
             try:
                 if number not in self._manifests:
@@ -191,19 +204,24 @@ class Loader:
             except ValueError as error:
                 self._say("refused", str(error))
                 continue
-            if self._manifests[number].definition_hash == self.domain.definition_hash:
-                found.append(self._manifests[number])
-        return found
+            found.append(self._manifests[number])
+        try:
+            served = versions.allowed(found, self._choice[1])
+        except versions.VersionUnknown as error:
+            self._say("refused", str(error))
+            return []
+        self.target = served[0] if served else None
+        return [m for m in served if m.definition_hash == self.domain.definition_hash]
 
-    def _ranked(self, pairs: list[Pair], chosen: int | None) -> list[Pair]:
+    def _ranked(self, pairs: list[Pair], pinned: int | None) -> list[Pair]:
         """The pairs that may be served, best first."""
         ahead = sorted(pairs, key=lambda pair: (pair.manifest.version, pair.reach), reverse=True)
         if self.current is None:
             return sorted(pairs, key=lambda pair: (pair.reach, pair.manifest.version), reverse=True)
         coverage = self.current.coverage
         allowed = [pair for pair in ahead if covers(pair.coverage, coverage)]
-        if not allowed and chosen is not None and chosen != self._chosen and chosen < self.current.manifest.version:
-            _log.warning("rollback", domain=self.domain.name, version=chosen, instead_of=self.current.manifest.version)
+        if not allowed and pinned is not None and pinned != self._pinned and pinned < self.current.manifest.version:
+            _log.warning("rollback", domain=self.domain.name, version=pinned, instead_of=self.current.manifest.version)
             return sorted(pairs, key=lambda pair: pair.reach, reverse=True)
         return allowed
 
@@ -236,9 +254,8 @@ class Loader:
         ):
             fresh = [epoch for epoch in epochs if epoch.number > (now.last or 0)]
         grown = [now.counts] if now and len(fresh) < len(epochs) else []
-        self._serial += 1
         snapshot = Snapshot(
-            name=f"{self.domain.name}-{self._serial}",
+            name=f"{self.domain.name}-{next(_serials)}",
             domain=self.domain,
             manifest=manifest,
             chain=pair.chain,

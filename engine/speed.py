@@ -79,7 +79,7 @@ class SpeedLog:
         self.fs, self.domain, self.ids, self.logs = fs, domain, ids, logs
         self.admin, self.consumer = clients
         self.chain, self.epochs = chain, epochs
-        self.version = -1
+        self.seen: tuple[list[int], int] = ([], -1)
         self.keys = self._remembered_keys()
 
     @classmethod
@@ -95,7 +95,7 @@ class SpeedLog:
         ids = kafka.topic_ids(admin, domain.topics)
         logs = {topic: log.present_log(fs, topic, ids[topic]) for topic in domain.topics}
         ranges = kafka.log_ranges(consumer, domain.topics)
-        newest = versions.newest(fs, domain.name, domain.definition_hash)
+        newest = versions.followed(fs, domain)
         _refuse_other_definition(domain, newest)
         raw = LogReader(fs).partitions(domain.topics)
         chains = chain_of.chains(fs, domain.name)
@@ -160,15 +160,16 @@ class SpeedLog:
                 f"chain {self.chain.number} has lost epochs; {last + 1} were written, {len(there)} are there"
             )
         pruned = [epoch for epoch in self.epochs if there and epoch.number >= there[0]]
-        known = versions.numbers(self.fs, self.domain.name)
-        if (not known or known[-1] == self.version) and len(pruned) == len(self.epochs):
+        numbers = versions.numbers(self.fs, self.domain.name)
+        seen = (numbers[-1:], versions.choice_number(self.fs, self.domain.name))
+        if (not numbers or seen == self.seen) and len(pruned) == len(self.epochs):
             return
         self.epochs = pruned
-        newest = versions.newest(self.fs, self.domain.name, self.domain.definition_hash)
+        newest = versions.followed(self.fs, self.domain)
         _refuse_other_definition(self.domain, newest)
         if chain_of.fits(self.chain, self.epochs, newest.horizon, newest.version) is None:
             raise NewChain(f"version {newest.version} ends at no epoch of chain {self.chain.number}")
-        self.version = newest.version
+        self.seen = seen
 
     def check_topics(self) -> None:
         """Raise NewChain if a topic was deleted or made anew: asked before and after a micro-batch is read."""
@@ -307,7 +308,7 @@ class SpeedLog:
                 at = offset_in(self.end, topic, lg, str(p), kafka_start)
                 if at < kafka_start:
                     raise DataExpired(
-                        f"topic '{topic}' partition {p}: Kafka starts at offset {kafka_start}, version {newest.version} and its epochs end at {at}; "
+                        f"DATA_EXPIRED topic '{topic}' partition {p}: Kafka starts at offset {kafka_start}, version {newest.version} and its epochs end at {at}; "
                         f"{kafka_start - at} offsets only in the master dataset; run batch_layer.py --domain {self.domain.name}"
                     )
                 if at > kafka_end:
@@ -321,7 +322,7 @@ def _refuse_other_definition(domain: Domain, newest: Manifest) -> None:
     if newest.definition_hash != domain.definition_hash:
         raise StartAgain(
             f"definition_changed domain {domain.name}: version {newest.version} has definition {newest.definition_hash}, this process "
-            f"{domain.definition_hash}; run batch_layer.py with the new code, then start the stream with it"
+            f"{domain.definition_hash}; started again, the stream goes by that version"
         )
 
 

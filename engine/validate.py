@@ -58,7 +58,9 @@ def checker(stream: Stream) -> Callable[[bytes], None]:
             found = getattr(event, attribute)
             absent = found is None or (attribute not in needed_attributes and found == _NULL)
             if not absent and not good(found):
-                raise EventRefused(f"topic '{stream.topic}': {what} cannot hold {found!r}")
+                raise EventRefused(
+                    f"topic '{stream.topic}': {what} cannot hold {bytes(found) if isinstance(found, msgspec.Raw) else found!r}"
+                )
 
     return check_value
 

@@ -46,7 +46,7 @@ from engine.compare import (
     view_differences,
 )
 from engine.domain import DeclarationError, Domain, View
-from engine.rawlog import RawLog
+from engine.rawlog import RawLog, definition_in_manifest
 from engine.recompute import (
     BadQuestion,
     Question,
@@ -225,17 +225,42 @@ def read_log(
     return raw, con
 
 
+def judge_each(
+    settings: Settings, domain: Domain, answers: Sequence[Answer], ledger: Mapping[str, Any] | None = None
+) -> tuple[list[Difference], int]:
+    """Judge every answer, and the ledger, by the definition that its version was built from. Raises as `judge` does."""
+    numbers = [int(answer.as_of.get("version") or 0) for answer in answers]
+    of_ledger = int(ledger["version"]) if ledger is not None else None
+    meant = {n: definition(settings, domain, n) for n in {*numbers, *([of_ledger] if of_ledger is not None else [])}}
+    differences: list[Difference] = []
+    rows = 0
+    for name in sorted({(one.definition_hash, one.report_hash) for one in meant.values()}):
+        same = {n: one for n, one in meant.items() if (one.definition_hash, one.report_hash) == name}
+        group = [answer for answer, n in zip(answers, numbers, strict=True) if n in same]
+        found, number = judge(settings, next(iter(same.values())), group, ledger if of_ledger in same else None)
+        differences, rows = [*differences, *found], rows + number
+    return differences, rows
+
+
+def definition(settings: Settings, domain: Domain, version: int) -> Domain:
+    """Return the domain as a version's manifest defines it; the given one for version 0, and for a version that was pruned."""
+    said = definition_in_manifest(settings, domain.name, version) if version else None
+    return Domain.from_json(said) if said else domain
+
+
 def live(settings: Settings, domain: Domain, base: str, view: str | None) -> tuple[list[Difference], int]:
     """Ask serving for all views, reports and the ledger of a domain (or for one view), and judge."""
+    ledger = get_json(f"{base}/v1/ledger?" + urlencode({"domain": domain.name}))["domains"][0]
+    domain = definition(settings, domain, int(ledger["version"]))
     names = [view] if view else [one.name for one in domain.views]
     answers = [whole_answer(base, f"/v1/views/{name}", name) for name in names]
     if view:
-        return judge(settings, domain, answers)
+        return judge_each(settings, domain, answers)
     # Before the first batch run there is no version, and so no report.
     if answers and answers[0].as_of["version"]:
         answers += [whole_answer(base, f"/v1/reports/{one.name}", one.name) for one in domain.reports]
     ledger = get_json(f"{base}/v1/ledger?" + urlencode({"domain": domain.name}))["domains"][0]
-    return judge(settings, domain, answers, ledger)
+    return judge_each(settings, domain, answers, ledger)
 
 
 # Printing ------------------------------------------------------------------------------------------------------------
@@ -245,7 +270,7 @@ def prove(settings: Settings, request: Mapping[str, Any]) -> dict[str, Any]:
     """Recount one request.
 
     Args:
-        request: {"domain", "view", "filters": {dimension: [texts, null]}, "from", "to", "every", "by", "coverage"}.
+        request: {"definition" (`Domain.to_json`), "view", "filters": {dimension: [texts, null]}, "from", "to", "every", "by", "coverage"}.
 
     Returns:
         {"rows", "offsets", "segments", "from_kafka", "events"}; rows as the API shows them, at
@@ -276,7 +301,7 @@ def prove(settings: Settings, request: Mapping[str, Any]) -> dict[str, Any]:
 def read_request(request: Mapping[str, Any]) -> tuple[Domain, View, Question, Mapping[str, Any]]:
     """Return what a proof request is about and its coverage. Raises BadQuestion, DeclarationError."""
     try:
-        domain = domains.named(request["domain"], environment())[0]
+        domain = Domain.from_json(request["definition"])
         view = _view(domain, request["view"])
         filters = {name: tuple(texts) for name, texts in (request.get("filters") or {}).items()}
         start, end = (moment(request[name]) if request.get(name) else None for name in ("from", "to"))
@@ -380,7 +405,7 @@ def run(args: argparse.Namespace) -> int:
     for domain in chosen:
         names = {view.name for view in domain.views} | {report.name for report in domain.reports}
         own = [answer for answer in answers if answer.name in names and args.view in (None, answer.name)]
-        found, number = judge(settings, domain, own) if args.answers else live(settings, domain, base, args.view)
+        found, number = judge_each(settings, domain, own) if args.answers else live(settings, domain, base, args.view)
         differences, rows = [*differences, *found], rows + number
     return _told(differences, rows)
 

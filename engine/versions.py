@@ -1,20 +1,37 @@
-"""Which batch versions are there? Immutable folders, committed by one directory rename.
+"""Which batch versions are there, and which one is served? Immutable folders, committed by one directory rename.
 
 `/data/batch_views/_versions/<domain>/<version, 10 digits>/{manifest.json, <view>/part-*.parquet, <report>/…}`.
 Version 0 always exists and is nothing: no rows, its horizon is the origins.
+
+Versions stand in *lines*. A batch run continues the line of its parent; a candidate begins a line of its own beside it. Line 0
+is served, newest version first, until `_served/<domain>/<n>.json` chooses: a promoted version with what is built on it,
+or, after a rollback, one version alone. The newest choice counts; each is one rename.
+
+    python -m engine.versions list     D
+    python -m engine.versions diff     D CANDIDATE [--against VERSION] [--limit 20]
+    python -m engine.versions promote  D VERSION
+    python -m engine.versions rollback D [VERSION]
 """
 
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
-from engine.log import FileSystem, Position
+from engine.domain import Domain
+from engine.log import STAGING, FileSystem, Position
 
 VIEWS = "/data/batch_views"
 VERSIONS = f"{VIEWS}/_versions"
 SERVED = f"{VIEWS}/_served"
+
+
+class VersionUnknown(LookupError):
+    """No such version, or the chosen one was deleted; the message names those that are there."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +45,10 @@ class Manifest:
             whose files are meant (an older one where a check held this one back).
         counts: {topic: {log: {partition: {"good": n, problem: n, "gap": n}}}} of the typed rows below the horizon.
         digests: {topic: {log: {partition: text}}}, an additive digest of the raw values below the horizon.
+        line: number of the candidate that this version goes back to, 0 if to none.
+        definition: `Domain.to_json` of what it was built from.
+        unknown: {topic: {field: rows}} of the fields that the schema does not know, of rows that decode below the horizon.
+        newest: {topic: ISO-8601 UTC} of the newest good row below the horizon.
         events: good rows below the horizon; `event_time_max` ISO-8601 UTC of the newest one, or None.
     """
 
@@ -45,9 +66,24 @@ class Manifest:
     events: int = 0
     event_time_max: str | None = None
     created_at: str = ""
+    line: int = 0
+    definition: dict[str, Any] = field(default_factory=dict)
+    unknown: dict[str, dict[str, int]] = field(default_factory=dict)
+    newest: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> bytes:
-        return json.dumps(asdict(self), indent=1, sort_keys=True).encode()
+        # The order of a definition's columns is part of its hash: nothing may be sorted here.
+        return json.dumps(asdict(self), indent=1).encode()
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which version an operator wants served; `follow`: and the versions built on it, as they come."""
+
+    number: int
+    version: int
+    follow: bool
+    at: str
 
 
 def folder(domain: str, version: int) -> str:
@@ -75,17 +111,170 @@ def version_zero(domain: str, definition_hash: str, origins: Position) -> Manife
     return Manifest(domain, 0, 0, origins, definition_hash, "", {})
 
 
-def served(fs: Any, domain: str) -> int | None:
-    """Return the version that promote or rollback fixed, or None: then the newest is served."""
-    chosen = [e for e in fs.list(f"{SERVED}/{domain}") if not e.is_folder and e.name.endswith(".json")]
-    if not chosen:
+def manifests(fs: Any, domain: str) -> list[Manifest]:
+    """Return the manifests of all committed versions, oldest first; one that is being pruned is left out."""
+    found = []
+    for number in numbers(fs, domain):
+        try:
+            found.append(manifest(fs, domain, number))
+        except FileNotFoundError:
+            continue
+    return found
+
+
+def choice(fs: Any, domain: str) -> Choice | None:
+    """Return the newest choice of an operator; None if there never was one, or the newest one chooses no version."""
+    newest = choice_number(fs, domain)
+    said = json.loads(fs.read(f"{SERVED}/{domain}/{newest}.json")) if newest else {}
+    if said.get("version") is None:
         return None
-    newest = max(chosen, key=lambda entry: int(entry.name[:-5]))
-    value = json.loads(fs.read(newest.path))["version"]
-    return None if value is None else int(value)
+    return Choice(newest, int(said["version"]), bool(said.get("follow")), str(said.get("at", "")))
 
 
-def newest(fs: Any, domain: str, definition_hash: str) -> Manifest:
-    """Return the newest committed version, or version 0 with an empty horizon."""
+def choice_number(fs: Any, domain: str) -> int:
+    """Return the number of the newest choice, 0 if there never was one."""
+    names = (e.name.partition(".") for e in fs.list(f"{SERVED}/{domain}") if not e.is_folder)
+    return max((int(stem) for stem, _, ending in names if ending == "json" and stem.isdigit()), default=0)
+
+
+def line_of(known: Iterable[Manifest], chosen: Choice | None) -> list[Manifest]:
+    """Return the versions on which a batch run may build, newest first.
+
+    Raises:
+        VersionUnknown: the chosen version is gone.
+    """
+    by_number = {m.version: m for m in known}
+    if chosen is None:
+        return sorted((m for m in by_number.values() if m.line == 0), key=lambda m: -m.version)
+    if chosen.version not in by_number:
+        raise VersionUnknown(
+            f"version {chosen.version} was chosen to be served and is gone; there are {_named(by_number)}; "
+            f"python -m engine.versions promote or rollback chooses another"
+        )
+    line = by_number[chosen.version].line
+    return sorted((m for n, m in by_number.items() if m.line == line and n >= chosen.version), key=lambda m: -m.version)
+
+
+def allowed(known: Iterable[Manifest], chosen: Choice | None) -> list[Manifest]:
+    """Return the versions that may be served, newest first: of the line, or after a rollback one alone. Raises VersionUnknown."""
+    line = line_of(known, chosen)
+    return line if chosen is None or chosen.follow else line[-1:]
+
+
+def followed(fs: Any, domain: Domain) -> Manifest:
+    """Return the version that serving and the stream go by, or version 0 of this definition with an empty horizon."""
+    found = allowed(manifests(fs, domain.name), choice(fs, domain.name))
+    return found[0] if found else version_zero(domain.name, domain.definition_hash, {})
+
+
+def definition_followed(fs: Any, domain: Domain) -> Domain:
+    """Return the domain as the followed version defines it; the given one where there is none, or the same."""
+    newest = followed(fs, domain)
+    if newest.definition_hash == domain.definition_hash or not newest.definition:
+        return domain
+    return Domain.from_json(newest.definition)
+
+
+def choose(fs: Any, domain: str, version: int, follow: bool) -> Choice:
+    """Choose the version to serve, by one rename; of two at once one wins and the other is tried again.
+
+    Raises:
+        VersionUnknown: there is no such version.
+    """
     known = numbers(fs, domain)
-    return manifest(fs, domain, known[-1]) if known else version_zero(domain, definition_hash, {})
+    if version not in known:
+        raise VersionUnknown(f"domain '{domain}' has no version {version}; there are {_named(known)}")
+    fs.mkdirs(f"{SERVED}/{domain}")
+    while True:
+        before = choice_number(fs, domain)
+        made = Choice(before + 1, version, follow, datetime.now(UTC).isoformat())
+        staged = f"{STAGING}/served-{domain}-{time.time_ns()}"
+        said = {"version": made.version, "follow": made.follow, "at": made.at}
+        fs.create(staged, json.dumps(said).encode())
+        try:
+            fs.rename(staged, f"{SERVED}/{domain}/{made.number}.json")
+            return made
+        except FileExistsError:
+            continue
+        finally:
+            fs.delete(staged)
+
+
+def _named(known: Iterable[int]) -> str:
+    return ", ".join(map(str, sorted(known))) or "none"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns 0, or for `diff` 1 if anything differs."""
+    # Only the command needs these; the layers load none of them with the manifests.
+    import argparse
+
+    from engine import changes, observe, settings
+    from engine.hdfs import Hdfs, HdfsUnavailable
+
+    parser = argparse.ArgumentParser(
+        prog="python -m engine.versions", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, what in (
+        ("list", "the versions, which one is served, and why"),
+        ("diff", "changed groups and amounts between the served version, or another one, and this one"),
+        ("promote", "serve this version and what is built on it"),
+        ("rollback", "serve this version alone; without a number the one that the served version was built on"),
+    ):
+        command = commands.add_parser(name, help=what, description=what)
+        command.add_argument("domain")
+        if name != "list":
+            command.add_argument("version", type=int, nargs="?" if name == "rollback" else None)
+        if name == "diff":
+            command.add_argument("--against", type=int, metavar="VERSION", help="default: the served version")
+            command.add_argument("--limit", type=int, default=20, help="differences that are listed per view")
+    args = parser.parse_args(argv)
+    with observe.exit_codes((settings.SettingsError,), (VersionUnknown, ValueError), (HdfsUnavailable,)):
+        chosen = settings.load()
+        fs = Hdfs(chosen.hdfs_url, chosen.hadoop_user_name)
+        known, made = manifests(fs, args.domain), choice(fs, args.domain)
+        served = next(iter(allowed(known, made)), None)
+        if served is None:
+            raise VersionUnknown(
+                f"domain '{args.domain}' has no version yet; run batch_layer.py --domain {args.domain}"
+            )
+        if args.command == "list":
+            for one in known:
+                line = f", line {one.line}" if one.line else ""
+                state = "  <- served" if one.version == served.version else ""
+                print(
+                    f"{one.version:>6}  {one.created_at}  {one.events:>12,} events  on {one.parent}{line}  {one.definition_hash}{state}"
+                )
+            if made:
+                print(f"{'promoted' if made.follow else 'rolled back to'} version {made.version} at {made.at}")
+            return 0
+        version = args.version if args.version is not None else served.parent
+        if args.command == "diff":
+            by_number = {one.version: one for one in known}
+            wanted = (args.against if args.against is not None else served.version, version)
+            unknown = [number for number in wanted if number not in by_number]
+            if unknown:
+                raise VersionUnknown(
+                    f"domain '{args.domain}' has no version {unknown[0]}; there are {_named(by_number)}"
+                )
+            before, after = (by_number[number] for number in wanted)
+            found = list(changes.changes(fs, before, after, args.limit))
+            print(f"{args.domain}: version {wanted[0]} → {wanted[1]}")
+            print("\n".join(line for one in found for line in changes.told(one)))
+            return int(any(one.any for one in found))
+        done = choose(fs, args.domain, version, follow=args.command == "promote")
+        print(
+            f"{args.domain}: version {done.version} is served from now on"
+            + (", with what is built on it" if done.follow else "")
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    import sys
+
+    # As an import, so that its classes are those that the other modules know.
+    from engine.versions import main as run
+
+    sys.exit(run())

@@ -18,6 +18,7 @@ from engine.snapshot import Snapshot
 
 # How many of Kafka's answers (one a second) are remembered to judge snapshots that a cursor still holds.
 REMEMBERED = 600
+UNKNOWN_FIELDS = 100  # per topic
 
 Ranges = dict[str, dict[str, dict[str, tuple[int, int]]]]
 
@@ -69,6 +70,11 @@ class Watch:
                 },
             )
         )
+
+    def take_over(self, other: Watch) -> None:
+        """Go on where the watch of another definition of this domain stands."""
+        self.asked.extend(other.asked)
+        self._covered_at = other._covered_at
 
     @property
     def kafka(self) -> Ranges:
@@ -130,6 +136,7 @@ class Watch:
             "missing": missing,
             "staleness_seconds": round(self.staleness(snapshot, now), 3),
             "quarantined": snapshot.quarantined,
+            "unknown_fields": {t: _most(names) for t, names in snapshot.manifest.unknown.items()},
             "as_of": snapshot.as_of,
             "partitions": rows,
         }
@@ -189,6 +196,11 @@ def ends(ranges: Ranges) -> Position:
         topic: {log: {p: end for p, (start, end) in parts.items() if end > start} for log, parts in logs.items()}
         for topic, logs in ranges.items()
     }
+
+
+def _most(names: Mapping[str, int]) -> dict[str, int]:
+    """The most frequent names, so that no sender can make an answer endless."""
+    return dict(sorted(names.items(), key=lambda item: (-item[1], item[0]))[:UNKNOWN_FIELDS])
 
 
 def _each(where: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[tuple[str, str, str, Any]]:

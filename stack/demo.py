@@ -57,7 +57,9 @@ def run(args: argparse.Namespace) -> int:
     step(began, "starting the layers on the Spark master")
     layers.start(settings, "serving", (*domain, "--port", port))
     layers.start(settings, "ingest", (*domain, "--trigger-interval", INGEST_EVERY))
-    layers.start(settings, "stream", domain)
+    # Each domain is a query of its own: several of them take turns on a small machine.
+    several = "," in args.domain or args.domain == "all"
+    layers.start(settings, "stream", (*domain, *(("--stream-trigger-interval", "4 seconds") if several else ())))
     step(began, f"sending {args.events:,} events at full speed, with duplicates, late, broken and future ones")
     script(settings, "producer.py", *domain, "--rate", "0", "--count", str(args.events), "--metrics-port", "0", *SHARES)
     step(began, "waiting until they are in the master dataset")
@@ -82,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.once:
         layers.start(settings, "producer", (*domain, "--rate", os.environ.get("MSGS_PER_SEC") or "10", *SHARES))
         layers.start(settings, "batch", (*domain, "--every", BATCH_EVERY))
-    board(settings, url, get(f"{url}/v1/ledger"), began)
+    board(settings, url, args.domain, get(f"{url}/v1/ledger"), began)
     if args.once:
         layers.stop(settings)
         lifecycle.down(settings, say)
@@ -124,7 +126,7 @@ def get(url: str) -> dict[str, Any]:
         return {}
 
 
-def board(settings: Settings, url: str, ledger: dict[str, Any], began: float) -> None:
+def board(settings: Settings, url: str, domains: str, ledger: dict[str, Any], began: float) -> None:
     """Print where everything is, and what to do next."""
     say("")
     say(f"{'service':<14}url")
@@ -139,8 +141,9 @@ def board(settings: Settings, url: str, ledger: dict[str, Any], began: float) ->
             f"quarantine {sum(domain['quarantined'].values()):,}; ledger {'balanced' if domain['balanced'] else 'NOT BALANCED'}"
         )
     say(f"\nall this took {time.monotonic() - began:.0f} s. Next:")
-    say(f"  curl '{url}/v1/views/daily_logins?every=all'      an answer, and up to which offset it is true")
-    say(f"  python -m engine.verify --url {url}      prove every view again, now")
+    views = get(f"{url}/v1/views").get("views") or [{"view": "daily_logins"}]
+    say(f"  curl '{url}/v1/views/{views[0]['view']}?limit=5'      an answer, and up to which offset it is true")
+    say(f"  python -m engine.verify --domain {domains} --url {url}      prove every view again, now")
     say("  make down                                          stop (data stays); make reset wipes it")
 
 

@@ -31,15 +31,15 @@ LAYERS = {
 
 
 class Pipeline:
-    """The layers of the learning domain; a killed one is started again by hand, as an operator would."""
+    """The layers of one domain, run from `root`; a killed one is started again by hand, as an operator would."""
 
-    def __init__(self, stack: Stack, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, stack: Stack, folder: Path, root: Path = ROOT, domain: str = "learning") -> None:
+        self.folder, self.root, self.domain = folder, root, domain
         self.port = free_ports(["serving"])["serving"]
         self.url = f"http://127.0.0.1:{self.port}"
         # local[2]: the layers start faster without an executor each; `make demo` runs them on the Spark master.
         self.env = {**os.environ, **stack.env, "SPARK_MASTER": "local[2]", "SERVING_PORT": str(self.port)}
-        self.env |= {"PRODUCER_METRICS_PORT": "0", "PYTHONUNBUFFERED": "1", "DOMAIN": "learning"}
+        self.env |= {"PRODUCER_METRICS_PORT": "0", "PYTHONUNBUFFERED": "1", "DOMAIN": domain, "PYTHONPATH": str(root)}
         # Short runs over few events: on two cores the optimising compiler would cost more than the work itself.
         self.env["JDK_JAVA_OPTIONS"] = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
         self.hdfs = Hdfs(stack.env["HDFS_URL"], "hadoop")
@@ -48,7 +48,7 @@ class Pipeline:
     def spawn(self, name: str, script: str, *arguments: str) -> subprocess.Popen[bytes]:
         """Start a script in a session of its own, its output appended to <name>.log."""
         with (self.folder / f"{name}.log").open("ab") as out:
-            command = [sys.executable, str(ROOT / script), *arguments]
+            command = [sys.executable, str(self.root / script), *arguments]
             child = subprocess.Popen(
                 command, cwd=self.folder, env=self.env, stdout=out, stderr=out, start_new_session=True
             )
@@ -72,8 +72,8 @@ class Pipeline:
         return child.wait(120)
 
     def run(self, script: str, *arguments: str, wanted: int = 0) -> str:
-        """Run a script to its end and check its exit code; returns what it printed."""
-        command = [sys.executable, str(ROOT / script), *arguments]
+        """Run a script, or with `-m` a module, to its end and check its exit code; returns what it printed."""
+        command = [sys.executable, script if script == "-m" else str(self.root / script), *arguments]
         done = subprocess.run(
             command, cwd=self.folder, env=self.env, capture_output=True, text=True, timeout=300, check=False
         )
@@ -82,10 +82,9 @@ class Pipeline:
         return said
 
     def verify(self, *arguments: str, wanted: int = 0) -> str:
-        command = [sys.executable, "-m", "engine.verify", "--domain", "learning", "--url", self.url, *arguments]
-        env = {**self.env, "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-m", "engine.verify", "--domain", self.domain, "--url", self.url, *arguments]
         done = subprocess.run(
-            command, cwd=self.folder, env=env, capture_output=True, text=True, timeout=600, check=False
+            command, cwd=self.folder, env=self.env, capture_output=True, text=True, timeout=600, check=False
         )
         assert done.returncode == wanted, done.stdout[-4000:] + done.stderr[-4000:]
         return done.stdout
@@ -139,8 +138,14 @@ class Recorder:
         ("student_submissions", "every=all&by=course_id&limit=10000"),
     )
 
-    def __init__(self, pipeline: Pipeline, file: Path, seconds: float = 2.0) -> None:
-        self.pipeline, self.file, self.seconds = pipeline, file, seconds
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        file: Path,
+        seconds: float = 2.0,
+        queries: tuple[tuple[str, str], ...] = QUERIES,
+    ) -> None:
+        self.pipeline, self.file, self.seconds, self.queries = pipeline, file, seconds, queries
         self.answers: list[dict[str, Any]] = []
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -159,7 +164,7 @@ class Recorder:
     def _run(self) -> None:
         number = 0
         while not self._stop.wait(self.seconds):
-            view, query = self.QUERIES[number % len(self.QUERIES)]
+            view, query = self.queries[number % len(self.queries)]
             number += 1
             answer = self.pipeline.get(f"/v1/views/{view}?{query}")
             if answer is not None:

@@ -9,13 +9,17 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
+from tests.e2e.conftest import Pipeline
+
 README = Path(__file__).resolve().parents[2] / "README.md"
 BLOCKS = re.findall(r"^```sh\n(.*?)^```", README.read_text(encoding="utf-8"), re.M | re.S)
+EXPORTS = [line for block in BLOCKS for line in block.splitlines() if line.startswith("python -m engine.export ")]
 LINES = [line for block in BLOCKS for line in block.splitlines() if line.startswith("curl ")]
 
 pytestmark = pytest.mark.skipif(not shutil.which("curl"), reason="no curl on this machine")
@@ -50,3 +54,25 @@ def test_the_example_is_answered_as_written(line: str, serving_url: str, tmp_pat
         body = json.loads(answer.read_text(encoding="utf-8"))
         assert body
         assert "/proof" not in line or body["match"] is True, body
+
+
+@pytest.mark.parametrize("line", EXPORTS)
+def test_the_export_is_written_as_the_line_says(
+    line: str, serving_url: str, pipeline: Pipeline, tmp_path: Path
+) -> None:
+    words = shlex.split(line.replace("http://localhost:8000", serving_url))
+    command, env = [sys.executable, *words[1:]], {**pipeline.env, "COLUMNS": "200"}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    name = words[words.index("--out") + 1]
+    data = done.stdout if name == "-" else (tmp_path / name).read_bytes()
+    assert len(data) > 100
+    if name.endswith(".csv"):
+        assert data.startswith(b"\xef\xbb\xbf")
+        header, *rows = csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""))
+        assert rows and all(len(row) == len(header) for row in rows)
+    elif name.endswith(".parquet"):
+        assert pq.read_table(io.BytesIO(data)).num_rows >= 0
+    else:
+        assert json.loads(data if name.endswith(".json") else data.splitlines()[0])
+    assert not list(tmp_path.glob("*.part"))

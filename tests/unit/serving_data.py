@@ -31,7 +31,7 @@ from engine.domain import (
     sum_of,
 )
 from engine.log import EVENTS, MASTER, Position, segment_path
-from engine.measures import arrow_type, partial_query, stored_schema
+from engine.measures import arrow_type, partial_query, show_query, stored_schema
 from engine.query import open_database
 from tests.unit.localfs import LocalFs
 
@@ -134,6 +134,16 @@ def partials(view: View, rows: pa.Table) -> pa.Table:
         return folded.cast(stored_schema(view))
 
 
+def shown(view: View, merged: pa.Table) -> pa.Table:
+    """Add the columns that a reader is shown, as batch does; stored rows of a version are merged already."""
+    with _DATABASE.cursor() as database:
+        database.register("merged", merged)
+        found = database.sql(show_query(view, "merged", "duckdb")).to_arrow_table()
+    for name in found.column_names[merged.num_columns :]:
+        merged = merged.append_column(name, found[name])
+    return merged
+
+
 def end_of(rows: pa.Table, below: Position | None = None) -> Position:
     """End offsets of rows in log order; where there are none, `below` stands."""
     ends: Position = json.loads(json.dumps(below or {}))
@@ -162,13 +172,19 @@ ORIGINS: Position = {SALES.topic: {LOG: {"0": 7, "1": 0, "2": 100}}}
 
 
 def write_version(
-    fs: LocalFs, domain: Domain, version: int, rows: pa.Table, horizon: Position, report: pa.Table | None = None
+    fs: LocalFs,
+    domain: Domain,
+    version: int,
+    rows: pa.Table,
+    horizon: Position,
+    report: pa.Table | None = None,
+    line: int = 0,
 ) -> None:
     """Write a version of the rows below its horizon, in two files per view, as Spark would (times with a zone)."""
     folder = versions.folder(domain.name, version)
     views = {}
     for view in domain.views:
-        table = partials(view, rows)
+        table = shown(view, partials(view, rows))
         zoned = table.cast(pa.schema([_zoned(column) for column in table.schema]))
         half = table.num_rows // 2
         for name, part in (("part-0.parquet", zoned.slice(0, half)), ("part-1.parquet", zoned.slice(half))):
@@ -193,7 +209,7 @@ def write_version(
         }
     manifest = versions.Manifest(
         domain.name, version, version - 1, horizon, domain.definition_hash, domain.report_hash, {}, views, reports,
-        counts_of(rows), {}, good_in(rows), "2026-02-01T00:00:00Z", datetime.now(UTC).isoformat(),
+        counts_of(rows), {}, good_in(rows), "2026-02-01T00:00:00Z", datetime.now(UTC).isoformat(), line, domain.to_json(),
     )  # fmt: skip
     fs.create(f"{folder}/manifest.json", manifest.to_json())
 

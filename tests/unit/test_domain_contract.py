@@ -172,6 +172,15 @@ def test_every_file_in_domains_is_listed() -> None:
         assert found[0].name == module.name
 
 
+@EACH_DOMAIN
+def test_a_domain_survives_the_way_through_json(domain: Domain) -> None:
+    back = Domain.from_json(json.loads(json.dumps(domain.to_json())))
+    assert (back.definition_hash, back.report_hash) == (domain.definition_hash, domain.report_hash)
+    assert (back.topics, back.title) == (domain.topics, domain.title)
+    assert [(r.query, r.checks, r.time) for r in back.reports] == [(r.query, r.checks, r.time) for r in domain.reports]
+    assert [view.shown for view in back.views] == [view.shown for view in domain.views]
+
+
 def test_an_unknown_domain_is_refused_with_the_known_names() -> None:
     assert domains.named("all", {}) == DOMAINS
     assert domains.named(f"{DOMAINS[0].name}, {DOMAINS[0].name}", {}) == DOMAINS[:1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import dataclasses
 import io
 import json
 import sys
@@ -23,7 +24,8 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 import serving_layer
-from engine import proof
+from engine import proof, versions
+from engine.domain import count
 from engine.log import MASTER, gap_segment, segment_path
 from engine.service import Service
 from engine.settings import load
@@ -107,6 +109,39 @@ def test_nothing_right_to_say_is_503_with_retry_after(api: Api) -> None:
     assert api.get("/health/live").status_code == 200
     assert "no snapshot" in api.json("/health/ready", 503)["reasons"][0]
     assert api.json("/v1/views")["views"][0]["freshness"] is None
+
+
+def test_a_promoted_definition_is_served_once_it_covers_and_a_rollback_goes_back_at_once(api: Api) -> None:
+    """The same process answers by the old definition, by the promoted one, and by the old one again."""
+    api.fill(8)
+    before = api.json("/v1/views/shops?order=shop")
+    cursor = api.json("/v1/views/shops?limit=1")["next_cursor"]
+    shops = next(view for view in SHOP.views if view.name == "shops")
+    changed = dataclasses.replace(shops, measures={**shops.measures, "large": count("amount > 50")})
+    other = dataclasses.replace(SHOP, views=tuple(changed if v is shops else v for v in SHOP.views))
+    ends = end_of(pa.concat_tables(api.pieces[:4]), ORIGINS)
+    write_version(api.fs, other, 2, pa.concat_tables(api.pieces[:4]), ends, line=2)
+    api.service.poll()
+    assert api.json("/v1/views/shops?order=shop") == before, "a candidate is not served"
+
+    versions.choose(api.fs, "shop", 2, follow=True)
+    api.service.poll()
+    assert api.json("/v1/views/shops?order=shop") == before, "the stream has not followed yet"
+    chain = write_chain(api.fs, other, 2, 2, ends)
+    write_epoch(api.fs, other, chain, 0, ends, pa.concat_tables(api.pieces[4:8]))
+    api.service.poll()
+    after = api.json("/v1/views/shops?order=shop")
+    assert after["as_of"]["version"] == 2 and after["as_of"]["coverage"] == before["as_of"]["coverage"]
+    assert all(0 <= row["large"] <= row["sales"] for row in after["rows"])
+    assert [row["sales"] for row in after["rows"]] == [row["sales"] for row in before["rows"]]
+    (told,) = (view for view in api.json("/v1/views")["views"] if view["view"] == "shops")
+    assert "large" in [measure["name"] for measure in told["measures"]]
+    assert api.get(f"/v1/views/shops?limit=1&cursor={cursor}").status_code in (410, 422)
+
+    versions.choose(api.fs, "shop", 1, follow=False)
+    api.service.poll()
+    again = api.json("/v1/views/shops?order=shop")
+    assert (again["rows"], again["as_of"]["version"]) == (before["rows"], 1)
 
 
 def test_the_ledger_tells_what_is_ingested_before_any_version_or_epoch(api: Api) -> None:

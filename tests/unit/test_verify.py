@@ -303,7 +303,7 @@ def test_json_keeps_every_digit_of_a_decimal() -> None:
     [
         (["--domain", "no_such"], "unknown domain"),
         (["--domain", "learning", "--view", "no_such"], "no domain of --domain has a view 'no_such'"),
-        (["--domain", "learning", "--url", "http://127.0.0.1:9"], "http://127.0.0.1:9/v1/views/student_submissions"),
+        (["--domain", "learning", "--url", "http://127.0.0.1:9"], "http://127.0.0.1:9/v1/ledger"),
         (["--domain", "learning", "--answers", "/no/such/file"], "/no/such/file"),
     ],
 )
