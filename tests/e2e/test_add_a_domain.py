@@ -189,11 +189,11 @@ def test_the_new_domain_gives_exact_answers(
         pipeline.run("batch_layer.py")
         pipeline.start("stream")
         pipeline.run("producer.py", "--rate", "0", "--count", "300", "--seed", "2", *SHARES)
-        pipeline.wait("the version and the epochs after it", lambda: covered(pipeline))
+        pipeline.wait("the version and the epochs after it", lambda: covered(pipeline, speed=200))
         assert "exact: merged answer = recount of the raw log" in pipeline.verify()
         ledger = pipeline.ledger()
         assert (ledger["balanced"], ledger["complete"]) == (True, True)
-        assert ledger["events"]["batch"] > 1_500 and ledger["events"]["speed"] > 200
+        assert ledger["events"]["batch"] > 1_500
         for line in lines("curl "):
             url = shlex.split(line)[1]
             answer = pipeline.get(url.removeprefix("http://localhost:8000"))
@@ -204,5 +204,12 @@ def test_the_new_domain_gives_exact_answers(
         print(f"\nfrom a new file to exact answers: {time.monotonic() - began:.0f} s")
 
 
-def covered(pipeline: Pipeline) -> bool:
-    return bool(pipeline.ledger().get("version")) and pipeline.lag("stream") == 0 and pipeline.lag("ingest") == 0
+def covered(pipeline: Pipeline, speed: int) -> bool:
+    """Whether a version and more events than `speed` after it are served; lag alone is known of the end last asked for."""
+    ledger = pipeline.ledger()
+    return (
+        bool(ledger.get("version"))
+        and ledger["events"]["speed"] > speed
+        and pipeline.lag("stream") == 0
+        and pipeline.lag("ingest") == 0
+    )
