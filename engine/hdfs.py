@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,7 +83,26 @@ class Hdfs:
 
     def mkdirs(self, path: str) -> None:
         """Make a folder and its parents; one that is there already is fine."""
-        self._retry(f"mkdir {path}", lambda: self._client.mkdirs(path, 0o755, True))
+        # The group's bits are the mask of an access list (POSIX.1e): without w, no list of `grant` would reach below.
+        self._retry(f"mkdir {path}", lambda: self._client.mkdirs(path, 0o775, True))
+
+    def grant(self, path: str, owner: str, mode: int, writers: Iterable[str], inherited: Iterable[str] = ()) -> None:
+        """Make a folder that `owner` and `writers` may write in; new folders below it let `inherited` in, too.
+
+        Only for HDFS's superuser; PermissionError for others.
+        """
+        self.mkdirs(path)
+        self._retry(f"chown {path}", lambda: self._client.set_owner(path, owner))
+        bits = [_rwx(mode >> 6), _rwx(mode >> 3), _rwx(mode)]
+        entries = []
+        for scope, names in (("access", writers), ("default", inherited)):
+            if named := [hdfs_native.AclEntry("user", scope, "rwx", name) for name in sorted(names)]:
+                base = zip(("user", "group", "other"), bits, strict=True)
+                entries += [*named, *(hdfs_native.AclEntry(kind, scope, rights) for kind, rights in base)]
+        if entries:
+            self._retry(f"setfacl {path}", lambda: self._client.set_acl(path, entries))
+        else:
+            self._retry(f"chmod {path}", lambda: self._client.set_permission(path, mode))
 
     def delete(self, path: str, recursive: bool = False) -> bool:
         """Delete; False if nothing was there."""
@@ -112,6 +131,9 @@ class Hdfs:
             except (FileNotFoundError, FileExistsError, PermissionError):
                 raise
             except (OSError, RuntimeError) as error:
+                if "AccessControlException" in str(error):
+                    reason = str(error).splitlines()[0][:300]
+                    raise PermissionError(f"HDFS_URL={self.url}: cannot {what}: {reason}") from error
                 if "AlreadyBeingCreated" in str(error) or "FileAlreadyExists" in str(error):
                     raise FileExistsError(what) from error
                 if time.monotonic() + pause > deadline:
@@ -125,3 +147,7 @@ class Hdfs:
 
 def _entry(status: Any) -> Entry:
     return Entry("/" + status.path.lstrip("/"), bool(status.isdir), int(status.length), int(status.modification_time))
+
+
+def _rwx(bits: int) -> str:
+    return "".join(letter if bits & value else "-" for letter, value in (("r", 4), ("w", 2), ("x", 1)))

@@ -82,7 +82,7 @@ def exit_codes(
     except usage as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_USAGE)
-    except faults as error:
+    except (PermissionError, *faults) as error:  # of HDFS: see `python -m engine.prepare folders`
         print(f"fault: {error}", file=sys.stderr)
         sys.exit(EXIT_FAULT)
 

@@ -67,7 +67,7 @@ def _env(settings: Settings, args: argparse.Namespace) -> int:
 
 def _jars(settings: Settings, args: argparse.Namespace) -> int:
     began = time.monotonic()
-    fetched = jars.ensure(settings.root)
+    fetched = jars.ensure(settings.root, args.only or jars.CONFS)
     _say(f"jars: {'fetched and verified' if fetched else 'all there'} after {time.monotonic() - began:.1f} s")
     return 0
 
@@ -123,6 +123,11 @@ def _parser() -> argparse.ArgumentParser:
     logs = commands.add_parser("logs", help="the last lines of every service's log")
     logs.add_argument("--lines", type=int, default=15, help="per service, default 15")
     logs.set_defaults(run=_logs)
+    sets = commands.add_parser(
+        "jars", help="fetch the pinned jars into lib/ and verify them; nothing to do if they are there"
+    )
+    sets.add_argument("--only", nargs="+", choices=jars.CONFS, help="some sets, default all")
+    sets.set_defaults(run=_jars)
     reset = commands.add_parser("reset", help="stop all and wipe data, checkpoints and topics together")
     reset.add_argument("--yes", action="store_true", help="do not ask")
     reset.set_defaults(run=_reset)
@@ -130,7 +135,6 @@ def _parser() -> argparse.ArgumentParser:
         ("down", _down, "stop all services; data stays"),
         ("status", _status, "one line per service; exit 1 unless all answer"),
         ("env", _env, "print export lines for clients"),
-        ("jars", _jars, "fetch the pinned jars into lib/ and verify them; nothing to do if they are there"),
         ("doctor", _doctor, "find what would fail and the fix; changes nothing; exit 1 if it finds something"),
     ):
         commands.add_parser(name, help=text).set_defaults(run=run)

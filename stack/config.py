@@ -1,16 +1,19 @@
 """What does each server read? Renders var/conf from hadoop.env and conf/, the very files that Compose uses.
 
 Only host names, ports and folders differ from those files; every other value is taken as it stands.
+
+    python -m stack.config container FOLDER     Spark's configuration for the containers; the Dockerfile runs this
 """
 
 from __future__ import annotations
 
 import importlib.util
 import re
+import sys
 from pathlib import Path
 from xml.sax.saxutils import escape
 
-from stack.settings import HOST, Settings, StackError
+from stack.settings import HOST, ROOT, Settings, StackError
 
 HADOOP_FILES = ("core-site.xml", "hdfs-site.xml")
 SERVER_LOG = "log4j.rootLogger=INFO, console\n"
@@ -135,6 +138,21 @@ def spark_defaults(template: str, settings: Settings) -> str:
     return "\n".join([*lines, *(f"{key}  {value}" for key, value in changed.items()), ""])
 
 
+def container_spark_defaults(template: str, lib: Path) -> str:
+    """The template for containers: absolute jars, a driver that its executors reach, memory from the environment."""
+    # Without these two Spark takes the container's own address; without the others, SPARK_DRIVER_MEMORY and
+    # SPARK_EXECUTOR_MEMORY.
+    left_out = ("spark.driver.host", "spark.driver.bindAddress", "spark.driver.memory", "spark.executor.memory")
+    jars = ",".join(str(jar) for jar in sorted((lib / "spark").glob("*.jar")))
+    lines = [line for line in template.splitlines() if line.partition(" ")[0] not in (*left_out, "spark.jars")]
+    own = (
+        f"spark.jars  {jars}",
+        "spark.master  spark://spark-master:7077",
+        "spark.hadoop.fs.defaultFS  hdfs://namenode:9000",
+    )
+    return "\n".join([*lines, *own, ""])
+
+
 def spark_environment(settings: Settings) -> dict[str, str]:
     """What Spark's scripts and daemons need in their environment, also when a user starts them by hand."""
     return {
@@ -158,6 +176,20 @@ def spark_home() -> Path:
     return Path(spec.submodule_search_locations[0])
 
 
+def main(argv: list[str]) -> int:
+    """Write Spark's configuration for the containers into a folder."""
+    if len(argv) != 2 or argv[0] != "container":
+        print("python -m stack.config container FOLDER", file=sys.stderr)
+        return 2
+    source, target = ROOT / "conf", Path(argv[1])
+    target.mkdir(parents=True, exist_ok=True)
+    defaults = (source / "spark-defaults.conf").read_text()
+    (target / "spark-defaults.conf").write_text(container_spark_defaults(defaults, ROOT / "lib"))
+    for name in ("log4j2.properties", "metrics.properties"):
+        (target / name).write_text((source / name).read_text())
+    return 0
+
+
 def _properties(pairs: dict[str, str]) -> str:
     return "".join(f"{key}={value}\n" for key, value in pairs.items())
 
@@ -165,3 +197,7 @@ def _properties(pairs: dict[str, str]) -> str:
 def _xml(pairs: dict[str, str]) -> str:
     rows = (f"  <property><name>{escape(k)}</name><value>{escape(v)}</value></property>\n" for k, v in pairs.items())
     return f'<?xml version="1.0"?>\n<configuration>\n{"".join(rows)}</configuration>\n'
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,6 +1,7 @@
 """Are the pinned jars in lib/, byte for byte? If not, fetch them with the Apache Ivy that ships inside PySpark.
 
     python -m stack jars                              fetch what is missing, verify all against stack/jars.lock
+    python -m stack jars --only spark                 one set alone, for the image of the layers
     python -m stack.jars --hash-token-provider 4.2.0  print the lock line of another version, to be added by hand
 
 Jobs never fetch anything: this runs at set-up, and costs a few milliseconds once lib/ is complete.
@@ -18,7 +19,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -35,10 +36,10 @@ class JarError(StackError):
     """A jar is missing, unknown, or not the one in the lock file."""
 
 
-def read_lock(path: Path = LOCK) -> dict[str, str]:
-    """Return `conf/file.jar` → sha-256 in hexadecimal."""
+def read_lock(path: Path = LOCK, sets: Iterable[str] = CONFS) -> dict[str, str]:
+    """Return `set/file.jar` → sha-256 in hexadecimal, of some sets."""
     pairs = (line.split() for line in path.read_text().splitlines() if line.strip() and not line.startswith("#"))
-    return {name: digest for digest, name in pairs}
+    return {name: digest for digest, name in pairs if name.partition("/")[0] in tuple(sets)}
 
 
 def token_provider_versions(lock: dict[str, str]) -> list[str]:
@@ -68,7 +69,8 @@ def verify(lib: Path, lock: dict[str, str], *, stamp: bool = True) -> None:
     stamp_file = lib / ".verified"
     before = _read_stamp(stamp_file)
     seen: dict[str, list[str | int]] = {}
-    for path in sorted(path for conf in CONFS for path in (lib / conf).rglob("*") if not path.is_dir()):
+    sets = {name.partition("/")[0] for name in lock}
+    for path in sorted(path for each in sets for path in (lib / each).rglob("*") if not path.is_dir()):
         name = path.relative_to(lib).as_posix()
         if name not in lock:
             raise JarError(f"{path}: not in stack/jars.lock; remove it: rm '{path}'")
@@ -90,13 +92,13 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def ensure(root: Path = ROOT) -> bool:
-    """Make lib/ complete and verified. Returns whether anything had to be fetched.
+def ensure(root: Path = ROOT, sets: Sequence[str] = CONFS) -> bool:
+    """Make these sets in lib/ complete and verified. Returns whether anything had to be fetched.
 
     Raises:
         JarError: a file is not what the lock says, or cannot be fetched.
     """
-    lib, lock = root / "lib", read_lock()
+    lib, lock = root / "lib", read_lock(sets=sets)
     lib.mkdir(exist_ok=True)
     verify(lib, lock)
     if not missing(lib, lock):
@@ -105,7 +107,7 @@ def ensure(root: Path = ROOT) -> bool:
         wanted = missing(lib, lock)
         if not wanted:  # another process was faster
             return False
-        staging = _fetch(root / ".cache", token_provider_versions(lock))
+        staging = _fetch(root / ".cache", token_provider_versions(read_lock()), sets)
         verify(staging, lock)
         if still := [name for name in missing(staging, lock) if name in wanted]:
             raise JarError(
@@ -122,14 +124,14 @@ def ensure(root: Path = ROOT) -> bool:
     return True
 
 
-def _fetch(cache: Path, versions: list[str]) -> Path:
-    """Retrieve all three sets into a staging folder, with the first version of the token provider that resolves."""
+def _fetch(cache: Path, versions: list[str], sets: Sequence[str] = CONFS) -> Path:
+    """Retrieve the sets into a staging folder, with the first version of the token provider that resolves."""
     staging = cache / "staging"
     said = ""
     for attempt in range(TRIES):
         for version in versions:
             shutil.rmtree(staging, ignore_errors=True)
-            done = _ivy(cache, version, staging)
+            done = _ivy(cache, version, staging, sets)
             if done.returncode == 0:
                 return staging
             said = "\n".join(
@@ -144,7 +146,7 @@ def _fetch(cache: Path, versions: list[str]) -> Path:
     )
 
 
-def _ivy(cache: Path, version: str, staging: Path) -> subprocess.CompletedProcess[str]:
+def _ivy(cache: Path, version: str, staging: Path, sets: Sequence[str]) -> subprocess.CompletedProcess[str]:
     command = [
         find_java().executable,
         f"-Divy.default.ivy.user.dir={cache / 'ivy-home'}",
@@ -152,6 +154,7 @@ def _ivy(cache: Path, version: str, staging: Path) -> subprocess.CompletedProces
         *("-jar", str(_ivy_jar())),
         *("-ivy", str(ROOT / "stack" / "ivy.xml")),
         *("-cache", str(cache / "ivy")),
+        *("-confs", *sets),
         *("-retrieve", f"{staging}/[conf]/[artifact]-[revision].[ext]"),
     ]
     return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)

@@ -78,7 +78,9 @@ class Pipeline:
             command, cwd=self.folder, env=self.env, capture_output=True, text=True, timeout=300, check=False
         )
         said = done.stdout + done.stderr
-        assert done.returncode == wanted, f"{script} {arguments}: exit {done.returncode}\n{said[-3000:]}"
+        assert done.returncode == wanted, (
+            f"{script} {arguments}: exit {done.returncode}\n{said[:3000]}\n…\n{said[-3000:]}"
+        )
         return said
 
     def verify(self, *arguments: str, wanted: int = 0) -> str:

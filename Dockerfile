@@ -1,0 +1,52 @@
+# One image for every Spark and Python role: master, worker, the layers, the producer. Debian's Python is 3.11, the Spark
+# images' 3.10 is too old. Packages and jars come in at build time, checked; a running container fetches nothing.
+#     docker compose build
+# The base is an argument, so that a mirror or a digest can take its place.
+ARG BASE_IMAGE=debian:bookworm-slim
+FROM ${BASE_IMAGE}
+
+SHELL ["/bin/bash", "-o", "pipefail", "-c"]
+# Versions of Debian's packages come with the base image's release; pinning them breaks the build at each security update.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends openjdk-17-jre-headless procps python3 python3-venv tini \
+    && rm -rf /var/lib/apt/lists/* \
+    && useradd --uid 1000 --create-home --shell /bin/bash highwater
+
+WORKDIR /opt/highwater
+# Two arenas instead of eight per core: glibc would keep some 100 MB per process for threads that allocate little.
+ENV PATH=/opt/venv/bin:$PATH \
+    PIP_NO_CACHE_DIR=1 \
+    PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    MALLOC_ARENA_MAX=2
+
+# What changes rarely comes first: packages, then jars, then the code.
+COPY requirements.txt ./
+RUN python3 -m venv /opt/venv && pip install -r requirements.txt
+
+COPY stack ./stack
+RUN python -m stack jars --only spark && rm -rf .cache
+
+COPY conf ./conf
+COPY hadoop.env ./
+COPY web ./web
+COPY domains ./domains
+COPY engine ./engine
+COPY *.py ./
+# spark-submit and pyspark find the master, the jars and this Python without an option; Spark 4 wants a folder `artifacts`
+# in the current one.
+RUN spark_home=$(python -c 'import importlib.util as u; print(u.find_spec("pyspark").submodule_search_locations[0])') \
+    && ln -s "$spark_home" /opt/spark \
+    && python -m stack.config container /opt/highwater/conf/spark \
+    && install -d -o highwater -g highwater artifacts /home/highwater/work
+ENV SPARK_HOME=/opt/spark \
+    SPARK_CONF_DIR=/opt/highwater/conf/spark \
+    SPARK_WORKER_DIR=/home/highwater/work \
+    SPARK_NO_DAEMONIZE=1 \
+    PYSPARK_PYTHON=/opt/venv/bin/python
+
+USER highwater
+ENTRYPOINT ["tini", "--"]
+CMD ["python", "producer.py", "--help"]

@@ -1,0 +1,183 @@
+"""What a user does first: docker compose up -d --wait. Then what a bad day does to it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.compose.conftest import Compose
+from tests.compose.engine import ROOT
+
+ONE_SHOT = {"create-topics", "hdfs-setup"}
+PAGES = {  # port → a page and a word of it
+    8000: ("/", "<title>"),
+    8082: ("/metrics", "messages_sent_total"),
+    8080: ("/json/", "ALIVE"),
+    8081: ("/json/", "spark-master:7077"),
+    9870: ("/dfshealth.html", "Namenode"),
+    9864: ("/jmx", "DataNodeInfo"),
+    4040: ("/api/v1/applications", "highwater-ingest"),
+    4041: ("/api/v1/applications", "highwater-stream"),
+}
+
+
+def test_all_is_up_and_stays_up(compose: Compose, capsys: pytest.CaptureFixture[str]) -> None:
+    first = compose.states()
+    time.sleep(10)  # some faults show only after a green --wait
+    for name, state in compose.states().items():
+        if name in ONE_SHOT:
+            assert (state["State"], state["ExitCode"]) == ("exited", 0), name
+        else:
+            assert state["State"] == "running" and state["Health"] in ("healthy", ""), (name, state["Status"])
+            assert state["ID"] == first[name]["ID"]
+            assert compose.inspect(name)["RestartCount"] == 0, compose("logs", name)
+    with capsys.disabled():
+        print()
+        for what, seconds in compose.seconds.items():
+            print(f"{what}: {seconds:.0f} s")
+        print(compose.docker("stats", "--no-stream", "--format", "table {{.Name}}\t{{.MemUsage}}"))
+        print(compose.docker("images", "--format", "table {{.Repository}}:{{.Tag}}\t{{.Size}}"))
+
+
+@pytest.mark.parametrize("port", PAGES)
+def test_a_page_of_the_readme_answers_on_the_host(compose: Compose, port: int) -> None:
+    path, word = PAGES[port]
+    compose.wait(f"port {port}", lambda: compose.get(path, port)[0] == 200, 60)
+    assert word in compose.get(path, port)[1]
+
+
+def test_nothing_listens_beyond_loopback(compose: Compose) -> None:
+    bound = [
+        (port, binding["HostIp"])
+        for name in compose.states()
+        for port, bindings in compose.inspect(name)["NetworkSettings"]["Ports"].items()
+        for binding in bindings or []
+    ]
+    assert len(bound) > 8 and {address for _, address in bound} == {"127.0.0.1"}
+
+
+def test_answers_are_exact(compose: Compose) -> None:
+    assert "exact: merged answer = recount of the raw log" in compose.verify()
+
+
+def test_one_run_of_the_batch_layer(compose: Compose) -> None:
+    before = compose.ledger()["version"]
+    said = compose("run", "--rm", "-T", "batch", "--full")
+    assert "published" in said
+    compose.wait("its version served", lambda: compose.ledger()["version"] > before)
+    assert "exact" in compose.verify()
+
+
+def test_each_layer_may_write_only_what_it_owns(compose: Compose) -> None:
+    code = """
+import sys
+from engine.hdfs import Hdfs
+fs = Hdfs("hdfs://namenode:9000", sys.argv[1])
+for path in sys.argv[2:]:
+    try:
+        fs.create(path + "/probe", b"")
+        fs.delete(path + "/probe")
+        print(path, "written")
+    except PermissionError:
+        print(path, "refused")
+"""
+    paths = ["/data/master_dataset", "/data/speed_views", "/data/batch_views", "/checkpoints/ingest"]
+    wanted = {
+        "serving": "serve refused refused refused refused",
+        "stream": "stream refused written refused refused",
+        "ingest": "ingest written refused refused written",
+        "batch": "batch written written written refused",
+    }
+    for service, words in wanted.items():
+        user, *rights = words.split()
+        said = compose("exec", "-T", service, "python", "-c", code, user, *paths)
+        assert [line.split()[1] for line in said.splitlines() if line.startswith("/")] == rights, (service, said)
+
+
+def test_host_and_containers_agree(compose: Compose, tmp_path: Path) -> None:
+    """README.md: with one line in the hosts file, the scripts run on the host against the containers."""
+    hosts = tmp_path / "hosts"
+    hosts.write_text("127.0.0.1 localhost namenode datanode\n")
+    environment = {
+        **{k: v for k, v in os.environ.items() if not k.startswith(("KAFKA_", "HDFS_", "SPARK_"))},
+        "PYTHONPATH": str(ROOT),
+        "HADOOP_USER_NAME": "ingest",
+        "SPARK_LOCAL_IP": "127.0.0.1",
+    }
+
+    def script(*words: str, timeout: float = 120) -> str:
+        shell = 'mount --bind "$1" /etc/hosts; shift; exec "$@"'
+        inside = ["unshare", "--mount", "bash", "-c", shell, "-", str(hosts), sys.executable, *words]
+        done = compose.on_host(inside, cwd=tmp_path, env=environment, timeout=timeout)
+        assert done.returncode == 0, f"{words}: {done.stdout[-1500:]}{done.stderr[-3000:]}"
+        return done.stdout + done.stderr
+
+    said = script(str(ROOT / "producer.py"), "--count", "300", "--rate", "0", "--metrics-port", "0")
+    assert "300" in said
+    compose("stop", "ingest")
+    try:
+        ends = sum(p["kafka_end"] for p in compose.ledger()["partitions"])
+        ingest = "timeout --signal=TERM --preserve-status 45 " + sys.executable
+        shell = f'mount --bind "{hosts}" /etc/hosts; exec {ingest} {ROOT}/ingest_layer.py --trigger-interval 2s'
+        done = compose.on_host(["unshare", "--mount", "bash", "-c", shell], cwd=tmp_path, env=environment, timeout=120)
+        assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
+        assert "committed" in done.stderr
+        heads = sum(p["raw_head"] for p in compose.ledger()["partitions"])
+        assert heads >= ends
+    finally:
+        compose("start", "ingest")
+    compose.wait("the container goes on where the host stopped", lambda: (compose.lag("ingest") or 10**9) < 1000)
+
+
+@pytest.mark.parametrize(
+    "service", ["ingest", "stream", "serving", "spark-worker", "kafka", "datanode", "namenode", "zookeeper"]
+)
+def test_a_crash_heals_by_itself(compose: Compose, service: str) -> None:
+    compose.crash(service)
+    compose.wait(f"{service} started again", lambda: compose.inspect(service)["RestartCount"] > 0, 60)
+
+
+def test_a_frozen_broker_and_a_cut_network_lose_nothing(compose: Compose) -> None:
+    compose("pause", "kafka")
+    time.sleep(8)
+    compose("unpause", "kafka")
+    network, datanode = "highwater-test_default", compose.container("datanode")
+    compose.docker("network", "disconnect", network, datanode)
+    time.sleep(8)
+    compose.docker("network", "connect", "--alias", "datanode", network, datanode)
+
+
+def test_afterwards_all_is_exact(compose: Compose) -> None:
+    ends = sum(p["kafka_end"] for p in compose.ledger()["partitions"])
+
+    def caught_up() -> bool:
+        ledger = compose.ledger()
+        return (
+            bool(ledger)
+            and all(p["raw_head"] is not None for p in ledger["partitions"])
+            and (sum(p["raw_head"] for p in ledger["partitions"]) > ends and (compose.lag("stream") or 10**9) < 2000)
+        )
+
+    compose.wait("all layers go on", caught_up, 300)
+    assert "exact" in compose.verify()
+    for name, state in compose.states().items():
+        assert not compose.inspect(name)["State"]["OOMKilled"], (name, state)
+
+
+def test_down_and_up_keep_everything(compose: Compose) -> None:
+    before = compose.ledger()
+    compose("down")
+    compose("up", "-d", "--wait", "--pull", "never", "--no-build")
+    compose.wait("the version of before", lambda: (compose.ledger().get("version") or 0) >= before["version"])
+    after = compose.wait("all events of before", lambda: covers(compose.ledger(), before))
+    assert after["balanced"] and after["complete"], json.dumps(after)[:2000]
+    assert "exact" in compose.verify()
+
+
+def covers(ledger: dict, before: dict) -> dict | None:
+    return ledger if ledger.get("events", {}).get("merged", 0) >= before["events"]["merged"] else None
