@@ -1,29 +1,78 @@
-# Every target prints its next step; each has a twin for people without make: python -m stack COMMAND.
+# Every target has a twin for people without make, in README.md. STACK=compose turns the verbs of the stack to Docker Compose.
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 PY := .venv/bin/python
 DOMAIN ?= learning
+STACK ?= native
 export DOMAIN
+
+ifeq ($(STACK),compose)
+READY :=
+UP := docker compose up -d --wait
+DOWN := docker compose down
+RESET := printf 'deletes all data, checkpoints and topics; type reset to go on: ' && read -r word && [ "$$word" = reset ] && docker compose down --volumes
+STATUS := docker compose ps -a
+LOGS := docker compose logs --tail 15 $(L)
+BUILD := docker compose build
+SHELL_COMMAND := docker compose run --rm --entrypoint pyspark -e PYTHONSTARTUP=/opt/highwater/stack/shell.py batch
+TAIL := docker compose exec producer python -m stack tail
+MONITORING := docker compose --profile monitoring up -d --wait
+else ifeq ($(STACK),native)
+READY := setup
+UP := $(PY) -m stack up
+DOWN := $(PY) -m stack down
+RESET := $(PY) -m stack reset
+STATUS := $(PY) -m stack status
+LOGS := $(PY) -m stack logs $(L)
+BUILD := true
+SHELL_COMMAND := $(PY) -m stack shell
+TAIL := $(PY) -m stack tail
+MONITORING := echo 'Prometheus for the native stack: see "Watch it" in docs/operations.md; with containers: make monitoring STACK=compose' >&2; exit 2
+else
+$(error STACK=$(STACK): allowed is native or compose)
+endif
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
 
 setup: .venv/.installed lib/.verified ## make .venv, install packages, fetch and verify the jars
 
-up: setup ## start ZooKeeper, Kafka, HDFS and Spark; start again what died
-	@$(PY) -m stack up
+up: $(READY) ## start the stack and wait until all of it answers; start again what died
+	@$(UP)
 
-down: setup ## stop them; data stays
-	@$(PY) -m stack down
+down: $(READY) ## stop it; data stays
+	@$(DOWN)
 
-reset: setup ## stop them and wipe data, checkpoints and topics together (asks first)
-	@$(PY) -m stack reset
+restart: $(READY) ## stop it and start it again
+	@$(DOWN) && $(UP)
 
-status: setup ## one line per service
-	@$(PY) -m stack status
+reset: $(READY) ## stop it and wipe data, checkpoints and topics together (asks first)
+	@$(RESET)
 
-logs: setup ## the last lines of every service's log
-	@$(PY) -m stack logs
+status: $(READY) ## one line per service
+	@$(STATUS)
+
+health: $(READY) ## has the serving layer something right to say? Prints its reasons
+	@curl -fsS http://127.0.0.1:$(or $(SERVING_PORT),8000)/health/ready && echo
+
+logs: $(READY) ## the last lines of every log (L=ingest for one)
+	@$(LOGS)
+
+build: $(READY) ## install what is needed: packages and jars, or the images
+	@$(BUILD)
+
+spark-shell: $(READY) ## PySpark with Kafka's connector, HDFS and the master dataset ready
+	@$(SHELL_COMMAND)
+
+kafka-tail: $(READY) ## print the records of a topic as they come (T=auth_topic)
+	@$(TAIL) $(or $(T),auth_topic)
+
+monitoring: $(READY) ## Prometheus and Grafana (STACK=compose)
+	@$(MONITORING)
+
+clean: ## delete caches and temporary files; data, packages and jars stay
+	rm -rf .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis artifacts spark-warehouse
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
 doctor: setup ## find what would fail, and the command that mends it
 	@$(PY) -m stack doctor
@@ -49,6 +98,9 @@ test-integration: setup ## tests on the real stack, one layer at a time
 test-e2e: setup ## tests of all layers together
 	$(PY) -m pytest tests/e2e
 
+test-compose: setup ## the Compose stack on a real Docker Engine, killed, paused and cut off
+	$(PY) -m pytest tests/compose
+
 check: setup ## format, lint, types
 	.venv/bin/ruff format --check . && .venv/bin/ruff check . && .venv/bin/mypy
 
@@ -62,4 +114,4 @@ lib/.verified: stack/jars.lock stack/ivy.xml .venv/.installed
 	$(PY) -m stack jars
 	@touch $@
 
-.PHONY: help setup up down reset status logs doctor demo batch bench test test-unit test-integration test-e2e check
+.PHONY: help setup up down restart reset status health logs build spark-shell kafka-tail monitoring clean doctor demo batch bench test test-unit test-integration test-e2e test-compose check

@@ -5,6 +5,8 @@ python -m stack status      one line per service; exit 1 unless all answer
 python -m stack env         lines for a shell: eval "$(python -m stack env)"
 python -m stack down        stop all; data stays
 python -m stack jars        fetch what is missing in lib/, verify all of it
+python -m stack tail TOPIC  print the records of a topic as they come
+python -m stack shell       PySpark with the connector, HDFS and the master dataset ready
 python -m stack doctor      find what would fail, and the command that mends it
 python -m stack reset       stop all and wipe data, checkpoints and topics together
 """
@@ -12,6 +14,7 @@ python -m stack reset       stop all and wipe data, checkpoints and topics toget
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 import time
@@ -19,6 +22,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stack import jars, lifecycle
+from stack.config import spark_home
+from stack.layers import LAYERS, log_file
 from stack.process import tail
 from stack.services import SERVICES, environment
 from stack.settings import Settings, StackError, load
@@ -73,9 +78,34 @@ def _jars(settings: Settings, args: argparse.Namespace) -> int:
 
 
 def _logs(settings: Settings, args: argparse.Namespace) -> int:
-    for service in SERVICES:
-        _say(f"==> {service.log_file(settings)} <==\n{tail(service.log_file(settings), args.lines)}\n")
+    files = {service.name: service.log_file(settings) for service in SERVICES}
+    files |= {name: log_file(settings, name) for name in LAYERS if log_file(settings, name).exists()}
+    if args.service and args.service not in files:
+        raise StackError(f"logs {args.service}: unknown; known: {', '.join(files)}")
+    for name, file in files.items():
+        if args.service in (None, name):
+            _say(f"==> {file} <==\n{tail(file, args.lines)}\n")
     return 0
+
+
+def _tail(settings: Settings, args: argparse.Namespace) -> int:
+    from kafka import KafkaConsumer, TopicPartition  # slow to import, and only needed here
+
+    # Between containers the environment knows the address, and there is no native stack.
+    address = os.environ.get("KAFKA_BOOTSTRAP_SERVERS") or environment(settings)["KAFKA_BOOTSTRAP_SERVERS"]
+    consumer = KafkaConsumer(bootstrap_servers=address, auto_offset_reset="earliest" if args.beginning else "latest")
+    if not (partitions := consumer.partitions_for_topic(args.topic)):
+        raise StackError(f"topic '{args.topic}': unknown; known: {', '.join(sorted(consumer.topics()))}")
+    consumer.assign([TopicPartition(args.topic, number) for number in sorted(partitions)])
+    for record in consumer:
+        _say(f"{record.partition}/{record.offset}  {(record.value or b'').decode('utf-8', 'backslashreplace')}")
+    return 0
+
+
+def _shell(settings: Settings, args: argparse.Namespace) -> int:
+    own = {**environment(settings), "PYTHONSTARTUP": str(settings.root / "stack" / "shell.py")}
+    home = spark_home()
+    os.execve(home / "bin" / "pyspark", ["pyspark", "--master", own["SPARK_MASTER"]], {**os.environ, **own})
 
 
 def _doctor(settings: Settings, args: argparse.Namespace) -> int:
@@ -120,9 +150,14 @@ def _parser() -> argparse.ArgumentParser:
     up = commands.add_parser("up", help="start what does not run, wait until all answer")
     up.add_argument("--free-ports", action="store_true", help="choose free ports, kept until reset")
     up.set_defaults(run=_up)
-    logs = commands.add_parser("logs", help="the last lines of every service's log")
+    logs = commands.add_parser("logs", help="the last lines of every service's and layer's log")
+    logs.add_argument("service", nargs="?", help="one service or layer alone")
     logs.add_argument("--lines", type=int, default=15, help="per service, default 15")
     logs.set_defaults(run=_logs)
+    records = commands.add_parser("tail", help="print the records of a topic as they come, until Ctrl-C")
+    records.add_argument("topic")
+    records.add_argument("--beginning", action="store_true", help="from the first record that Kafka still has")
+    records.set_defaults(run=_tail)
     sets = commands.add_parser(
         "jars", help="fetch the pinned jars into lib/ and verify them; nothing to do if they are there"
     )
@@ -134,6 +169,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, run, text in (
         ("down", _down, "stop all services; data stays"),
         ("status", _status, "one line per service; exit 1 unless all answer"),
+        ("shell", _shell, "PySpark with the connector, HDFS and the master dataset ready"),
         ("env", _env, "print export lines for clients"),
         ("doctor", _doctor, "find what would fail and the fix; changes nothing; exit 1 if it finds something"),
     ):

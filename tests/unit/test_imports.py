@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = {"producer", "ingest_layer", "stream_layer", "batch_layer", "serving_layer"}
 # Programs of their own, which take domains by name.
-PROGRAMS = {"engine.export", "engine.verify"}
+PROGRAMS = {"engine.export", "engine.prepare", "engine.verify"}
 RECOUNT = {"engine.verify", "engine.compare", "engine.rawlog", "engine.recount", "engine.recompute"}
 SHARED_WITH_THE_RECOUNT = {"engine.domain", "engine.settings", "engine.observe"}
 
