@@ -208,8 +208,8 @@ def test_no_image_is_latest(overlay: str) -> None:
     for where, container in each_container(overlay):
         if where == "prod: executor/spark":
             continue
-        name, _, tag = container["image"].partition(":")
-        assert tag and tag != "latest", f"{where}: {name} has no tag of its own"
+        name, _, tag = container["image"].rpartition(":")
+        assert name and tag != "latest", f"{where}: {container['image']} has no tag of its own"
 
 
 def test_images_are_those_of_compose() -> None:
@@ -377,7 +377,8 @@ def test_every_name_in_an_environment_is_one_that_its_image_reads(overlay: str) 
                 o for o in of_kind(overlay, "ConfigMap") if o["metadata"]["name"] == source["configMapRef"]["name"]
             )
             names |= data["data"].keys()
-        image = container.get("image", "highwater").partition(":")[0]
+        whole = container.get("image", "highwater:")  # a registry's name may stand before it
+        image = next(name for name in known if f"/{whole}".endswith(f"/{name}:{whole.rpartition(':')[2]}"))
         hadoop = {n for n in names if re.match(r"(CORE-SITE|HDFS-SITE)\.XML_|LOG4J\.PROPERTIES_", n)}
         assert not hadoop or image == "apache/hadoop", where
         assert names - hadoop <= known[image] | OF_THE_POD, f"{where}: {names - hadoop - known[image] - OF_THE_POD}"
@@ -555,13 +556,15 @@ def test_layers_are_scripts_that_are_there_and_are_started_again(overlay: str) -
 
 def allowed(overlay: str, source: dict[str, str], target: dict[str, str], port: int) -> bool:
     """Whether a pod may connect to a pod: a rule must let it out, and a rule must let it in."""
+    return opens(overlay, "egress", source, target, port) and opens(overlay, "ingress", target, source, port)
+
+
+def opens(overlay: str, direction: str, mine: dict[str, str], other: dict[str, str], port: int) -> bool:
+    """Whether a rule for a pod with the labels `mine` lets a connection with `other` pass in this direction."""
     policies = [p["spec"] for p in of_kind(overlay, "NetworkPolicy")]
-
-    def opens(direction: str, side: str, mine: dict[str, str], other: dict[str, str]) -> bool:
-        rules = [r for p in policies if matches(p["podSelector"], mine) for r in p.get(direction, [])]
-        return any(_peer(r, side, other) and _port(r, port) for r in rules)
-
-    return opens("egress", "to", source, target) and opens("ingress", "from", target, source)
+    rules = [r for p in policies if matches(p["podSelector"], mine) for r in p.get(direction, [])]
+    side = "to" if direction == "egress" else "from"
+    return any(_peer(r, side, other) and _port(r, port) for r in rules)
 
 
 def _peer(rule: Object, side: str, labels: dict[str, str]) -> bool:
@@ -605,7 +608,7 @@ def test_nobody_else_reaches_anything(overlay: str) -> None:
     labels = {one.name: one.labels for one in with_executors(overlay)}
     for one in with_executors(overlay):
         for port in one.ports().values():
-            assert not allowed(overlay, stranger, one.labels, port), f"{overlay}: {one.name} {port}"
+            assert not opens(overlay, "ingress", one.labels, stranger, port), f"{overlay}: {one.name} {port}"
     assert not allowed(overlay, labels["serving"], labels["zookeeper"], 2181)
     assert not allowed(overlay, labels["create-topics"], labels["namenode"], 9000)
     assert not allowed(overlay, labels["ingest"], labels["namenode"], 9870)
