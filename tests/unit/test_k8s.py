@@ -24,6 +24,7 @@ OVERLAYS = ("dev", "prod")
 EACH = pytest.mark.parametrize("overlay", OVERLAYS)
 OLDEST, NEWEST = "1.31", "1.37"  # StatefulSets may begin at ordinal 1 since 1.31
 NO_TOOL = 3
+_SCHEMA = functools.cache(kubernetes_validate.utils.schema_contents)
 Object = dict[str, Any]
 
 
@@ -104,6 +105,11 @@ def matches(selector: Object, labels: dict[str, str]) -> bool:
     expressions = selector.get("matchExpressions", [])
     assert all(e["operator"] == "Exists" for e in expressions), "this test knows no other operator"
     return wanted and all(e["key"] in labels for e in expressions)
+
+
+@pytest.fixture(autouse=True)
+def schemas_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kubernetes_validate.utils, "schema_contents", _SCHEMA)  # else megabytes per object
 
 
 # Schemas --------------------------------------------------------------------------------------------------------------
