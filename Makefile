@@ -4,6 +4,9 @@ PYTHON ?= python3
 PY := .venv/bin/python
 DOMAIN ?= learning
 STACK ?= native
+OVERLAY ?= dev
+# for every platform and Python from 3.11 on, so that one lock file serves all machines
+UV := .venv/bin/uv pip compile --quiet --no-config --universal --python-version 3.11 --generate-hashes --custom-compile-command "make lock"
 export DOMAIN
 
 ifeq ($(STACK),compose)
@@ -101,17 +104,28 @@ test-e2e: setup ## tests of all layers together
 test-compose: setup ## the Compose stack on a real Docker Engine, killed, paused and cut off
 	$(PY) -m pytest tests/compose
 
+k8s: setup ## print the Kubernetes manifests (OVERLAY=dev), to be piped into kubectl apply -f -
+	@$(PY) k8s/render.py $(OVERLAY)
+
+lock: setup ## pin all packages with their hashes, after a change of requirements.txt or requirements-dev.txt
+	$(UV) --output-file requirements.lock requirements.txt
+	$(UV) --constraint requirements.lock --output-file requirements-dev.lock requirements-dev.txt
+
+sbom: setup ## write sbom.json: every package and jar with version and licence
+	@$(PY) -m stack.sbom
+
 check: setup ## format, lint, types
 	.venv/bin/ruff format --check . && .venv/bin/ruff check . && .venv/bin/mypy
 
-.venv/.installed: requirements.txt requirements-dev.txt
+.venv/.installed: requirements-dev.lock
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python %d.%d is too old; choose one: make setup PYTHON=python3.11" % sys.version_info[:2])'
 	test -x $(PY) || $(PYTHON) -m venv .venv
-	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
 	@touch $@
 
 lib/.verified: stack/jars.lock stack/ivy.xml .venv/.installed
 	$(PY) -m stack jars
 	@touch $@
 
-.PHONY: help setup up down restart reset status health logs build spark-shell kafka-tail monitoring clean doctor demo batch bench test test-unit test-integration test-e2e test-compose check
+.PHONY: help setup up down restart reset status health logs build spark-shell kafka-tail monitoring clean doctor demo batch bench \
+	test test-unit test-integration test-e2e test-compose k8s lock sbom check

@@ -282,7 +282,8 @@ def _not_ready(client: KafkaAdminClient, settings: Settings, wanted: Mapping[str
 def _create(client: KafkaAdminClient, settings: Settings, topics: Mapping[str, int]) -> None:
     for config in (TOPIC_CONFIG, {"cleanup.policy": "delete"}):  # the second for brokers that do not know the first
         wanted = {
-            topic: {"num_partitions": partitions, "replication_factor": 1, "configs": config}
+            # as many copies as the broker gives by default (conf/kafka.env, the overlays of k8s/)
+            topic: {"num_partitions": partitions, "replication_factor": -1, "configs": config}
             for topic, partitions in topics.items()
         }
         told = _answer(lambda wanted=wanted: client.create_topics(wanted, raise_errors=False), settings)  # type: ignore[misc]

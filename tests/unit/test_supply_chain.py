@@ -1,0 +1,165 @@
+"""Is what gets installed what was looked at? Lock files, bill of materials and the list of licences, held against each other."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stack import sbom
+from stack.jars import read_lock
+from stack.settings import StackError
+
+ROOT = Path(__file__).resolve().parents[2]
+INPUTS = {"requirements.txt": "requirements.lock", "requirements-dev.txt": "requirements-dev.lock"}
+LICENCES = (ROOT / "docs" / "licences.md").read_text(encoding="utf-8")
+_ENTRY = re.compile(
+    r"^([A-Za-z0-9][\w.-]*)==([^\s;\\]+)[^\n]*\\\n((?:    --hash=sha256:[0-9a-f]{64}(?: \\)?\n)+)", re.M
+)
+
+
+def pinned(name: str) -> dict[str, str]:
+    """Package → version of a file that people edit."""
+    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+    pairs = (line.split("==") for line in lines if line and not line.startswith(("#", "-r")))
+    return {sbom.normal(package): version for package, version in pairs}
+
+
+def rows(heading: str) -> dict[str, list[str]]:
+    """First cell → the other cells of a table of docs/licences.md."""
+    section = LICENCES.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    cells = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line[:3] == "| `"
+    ]
+    return {row[0].strip("`"): row[1:] for row in cells}
+
+
+# Lock files -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_five_required_packages_stay_on_top() -> None:
+    assert list(pinned("requirements.txt"))[:5] == ["pyspark", "kafka-python", "faker", "pyarrow", "pytest"]
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_every_pinned_package_is_locked_in_that_version(name: str) -> None:
+    locked = sbom.locked(ROOT / INPUTS[name])
+    differing = {package: version for package, version in pinned(name).items() if locked.get(package) != version}
+    assert not differing, f"{INPUTS[name]} is not in step with {name}; run: make lock"
+
+
+@pytest.mark.parametrize("name", INPUTS.values())
+def test_every_locked_package_has_hashes_and_comes_from_no_place_of_its_own(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    entries = {sbom.normal(package) for package, _, _ in _ENTRY.findall(text)}
+    assert entries == set(sbom.locked(ROOT / name)) and len(entries) > 30
+    assert not re.findall(r"^-|://|file:|^/| @ ", text, re.M), "an address or a path got in"
+
+
+def test_what_is_developed_with_is_what_is_run() -> None:
+    runtime, development = (sbom.locked(ROOT / name) for name in INPUTS.values())
+    assert runtime.items() <= development.items()
+
+
+def test_what_is_installed_is_compared_with_hashes() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    assert "--require-hashes -r requirements-dev.lock" in makefile
+    assert not re.findall(r"pip install (?!.*--require-hashes)", makefile)
+    if (ROOT / "Dockerfile").exists():
+        installs = re.findall(r"pip install .*", (ROOT / "Dockerfile").read_text())
+        assert installs and all("--require-hashes -r requirements.lock" in line for line in installs), installs
+
+
+# Bill of materials ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bill(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    file = tmp_path_factory.mktemp("sbom") / "sbom.json"
+    done = subprocess.run([sys.executable, "-m", "stack.sbom", str(file)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    read: dict[str, Any] = json.loads(file.read_text())
+    return read
+
+
+def test_the_bill_has_every_jar_of_the_lock_with_its_hash_and_licence(bill: dict[str, Any]) -> None:
+    jars = {each["bom-ref"]: each for each in bill["components"] if each["purl"].startswith("pkg:maven/")}
+    assert {name: each["hashes"][0]["content"] for name, each in jars.items()} == read_lock()
+    for path, each in jars.items():
+        assert Path(path).name == f"{each['name']}-{each['version']}.jar"
+        assert each["licenses"][0]["expression"]
+
+
+def test_the_bill_has_every_package_that_is_run_with_its_licence(bill: dict[str, Any]) -> None:
+    packages = {sbom.normal(each["name"]): each for each in bill["components"] if each["purl"].startswith("pkg:pypi/")}
+    runtime = sbom.locked(ROOT / "requirements.lock")
+    required = {name for name, each in packages.items() if each["scope"] == "required"}
+    assert sbom.unconditional(ROOT / "requirements.lock") <= required <= set(runtime)
+    assert all(each["licenses"] for each in packages.values())
+    assert packages["ruff"]["scope"] == "excluded"
+    assert (bill["bomFormat"], bill["specVersion"]) == ("CycloneDX", "1.6")
+    refs = [each["bom-ref"] for each in bill["components"]]
+    assert len(refs) == len(set(refs))
+
+
+def test_the_bill_fits_the_schema_of_cyclonedx(bill: dict[str, Any]) -> None:
+    from cyclonedx.schema import SchemaVersion
+    from cyclonedx.validation.json import JsonStrictValidator
+
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(json.dumps(bill)) is None
+
+
+def test_a_jar_or_a_package_without_a_known_licence_is_named() -> None:
+    with pytest.raises(StackError, match=r"kafka/left-pad-1\.0\.jar: licence unknown"):
+        sbom.jar("kafka/left-pad-1.0.jar", "0" * 64)
+    silent = {"name": "ruff", "version": sbom.locked(ROOT / "requirements-dev.lock")["ruff"], "bom-ref": "ruff"}
+    with pytest.raises(StackError, match="ruff: its metadata names no licence"):
+        sbom.bill({"components": [silent]})
+    with pytest.raises(StackError, match=r"pyspark.*: not installed"):
+        sbom.bill({"components": []})
+
+
+def test_two_jars_of_one_name_are_told_apart() -> None:
+    assert sbom.jar_licence("kafka/metrics-core-2.2.0.jar")[0] == "com.yammer.metrics"
+    assert sbom.jar_licence("kafka/metrics-core-4.1.12.1.jar")[0] == "io.dropwizard.metrics"
+    assert sbom.jar_licence("kafka/scala-logging_2.13-3.9.5.jar")[0] == "com.typesafe.scala-logging"
+
+
+# Licences -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_list_of_licences_has_every_package_that_we_ask_for_and_no_other() -> None:
+    wanted = {**pinned("requirements.txt"), **pinned("requirements-dev.txt")}
+    assert set(rows("Python packages")) == set(wanted)
+
+
+def test_the_list_of_licences_says_what_the_packages_say(bill: dict[str, Any]) -> None:
+    by_name = {sbom.normal(each["name"]): each for each in bill["components"] if each["purl"].startswith("pkg:pypi/")}
+    for name, (licence, _) in rows("Python packages").items():
+        for said in by_name[name]["licenses"]:
+            word = said.get("expression") or said["license"].get("id") or said["license"]["name"]
+            vague = {"License :: OSI Approved :: BSD License": "BSD-3-Clause"}
+            vague |= {"License :: OSI Approved :: Apache Software License": "Apache-2.0"}
+            assert vague.get(word, word) == licence, name
+
+
+def test_the_list_of_licences_has_every_jar_that_we_ask_for() -> None:
+    assert {name: (group.strip("`"), licence) for name, (group, licence) in rows("Jars").items()} == sbom.JARS
+    for dependency in ET.parse(ROOT / "stack" / "ivy.xml").iter("dependency"):
+        version = dependency.attrib["rev"].replace("${token.provider.version}", "4.0.0")
+        group, _ = sbom.jar_licence(f"any/{dependency.attrib['name']}-{version}.jar")
+        assert group == dependency.attrib["org"]
+
+
+def test_the_list_of_licences_has_every_vendored_file_and_image() -> None:
+    vendored = {path.relative_to(ROOT).as_posix() for path in (ROOT / "web" / "vendor").glob("*.js")}
+    assert set(rows("Files in this repository")) == vendored
+    overlays = (ROOT / "k8s").rglob("kustomization.yaml")
+    images = {name for path in overlays for name in re.findall(r"\{name: ([\w./-]+), newTag", path.read_text())}
+    assert set(rows("Images")) == images
