@@ -23,8 +23,8 @@ ENV PATH=/opt/venv/bin:$PATH \
     MALLOC_ARENA_MAX=2
 
 # What changes rarely comes first: packages, then jars, then the code.
-COPY requirements.txt ./
-RUN python3 -m venv /opt/venv && pip install -r requirements.txt
+COPY requirements.lock ./
+RUN python3 -m venv /opt/venv && pip install --require-hashes -r requirements.lock
 
 COPY stack ./stack
 RUN python -m stack jars --only spark && rm -rf .cache
