@@ -120,6 +120,15 @@ def test_nothing_has_a_fixed_name_or_a_floating_tag(services: dict[str, dict[str
         assert not service.get("privileged") and service.get("network_mode") != "host", name
 
 
+def test_the_example_file_names_everything_that_may_be_set() -> None:
+    text = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
+    example = (ROOT / ".env.example").read_text(encoding="utf-8").splitlines()
+    may_be_set = re.findall(r"\$\{(\w+):-([^}]*)\}", text)
+    assert len(may_be_set) > 20
+    settings = {setting.name for setting in SETTINGS}  # their own test compares the defaults
+    assert [(n, d) for n, d in may_be_set if n not in settings and f"#{n}={d}" not in example] == []
+
+
 def test_an_image_is_named_in_one_place() -> None:
     text = "\n".join(
         line for line in (ROOT / "docker-compose.yml").read_text(encoding="utf-8").splitlines() if "image:" in line
