@@ -396,7 +396,8 @@ class Report:
         name: also the name in the API and of its folder.
         by: columns of the result that can be filtered on.
         sql: over one table per topic (its good rows; `-` and `.` in a topic become `_`) and over earlier reports.
-        checks: name → SQL over the report (as table `report`) that gives one BOOLEAN; FALSE or NULL holds it back.
+        checks: name → SQL over the report (as table `report`) that gives one row: a BOOLEAN, of which FALSE or NULL holds the
+            report back, and further columns, measured values that are told then.
         time: column of the result (a TIMESTAMP) to which `from` and `to` of a request speak.
         constants: as in a view; `{name}` in `sql` stands for one.
     """

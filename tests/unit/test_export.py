@@ -181,13 +181,14 @@ def test_a_report_comes_from_the_version_that_holds_its_last_good_rows(
     write_version(fs, SHOP, 2, ROWS, end_of(ROWS))
     path = fs.root / versions.folder("shop", 2).lstrip("/") / "manifest.json"
     newer = json.loads(path.read_text())
-    held = {"rows": 3, "files": ["part-0.parquet"], "status": "held", "failed_checks": ["c"], "version": 1}
+    held = {"rows": 3, "files": ["part-0.parquet"], "status": "held", "failed_checks": {"c": {"passed": False}}}
+    held |= {"version": 1, "held_since": 2}
     path.write_text(json.dumps({**newer, "reports": {"tops": held}}))
     assert run("--what", "report", "tops", "--out", str(tmp_path / "r.csv")) == 0
     assert (tmp_path / "r.csv").read_text(encoding="utf-8-sig").splitlines() == [
         "shop,day,share", "north,2026-01-01T00:00:00Z,1.10", "'=1+1,2026-01-02T00:00:00Z,1.10", ",2026-01-03T00:00:00Z,1.10",
     ]  # fmt: skip
-    assert "version 1 (held back since)" in capsys.readouterr().err
+    assert "version 1 (held back since version 2)" in capsys.readouterr().err
 
 
 def test_the_quarantine_keeps_the_raw_value_and_bytes_that_are_no_text(run: Export, tmp_path: Path) -> None:
@@ -395,6 +396,16 @@ def test_a_reader_that_leaves_ends_it_without_a_word(fs: LocalFs) -> None:
         cwd=root, capture_output=True, timeout=120,
     )  # fmt: skip
     assert (left.returncode, left.stdout[:8], left.stderr) == (141, b'{"topic"', b"")
+
+
+def test_a_report_that_was_never_good_says_which_check_failed(
+    run: Export, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    on = LocalFs(tmp_path / "other")
+    write_version(on, SHOP, 1, ROWS, end_of(ROWS), held={"most": {"passed": False, "largest": "9"}})
+    assert run("--what", "report", "tops", "--out", str(tmp_path / "r.csv"), on=on) == 1
+    said = capsys.readouterr().err
+    assert 'held back since version 1, no version of it is there yet; check most: passed false, largest "9"' in said
 
 
 def test_progress_is_a_line_every_few_seconds_where_there_is_no_terminal(
