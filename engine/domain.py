@@ -350,12 +350,17 @@ class View:
         """SQL type of a column or dimension of this view; the same in all its streams."""
         if column == "topic":
             return "STRING"
-        types = {stream.columns.get(column) for stream in self.streams}
-        if len(types) != 1 or None in types:
+        types = {stream.topic: stream.columns.get(column) for stream in self.streams}
+        without = [topic for topic, sql_type in types.items() if sql_type is None]
+        if without:
+            known = [name for name in self.streams[0].columns if all(name in stream.columns for stream in self.streams)]
             raise DeclarationError(
-                f"view '{self.name}': column '{column}' is not the same in {', '.join(s.topic for s in self.streams)}"
+                f"view '{self.name}': no column '{column}' in {', '.join(without)}; known are {', '.join([*known, 'topic'])}"
             )
-        return str(types.pop())
+        if len(set(types.values())) > 1:
+            told = ", ".join(f"{sql_type} in {topic}" for topic, sql_type in types.items())
+            raise DeclarationError(f"view '{self.name}': column '{column}' is {told}; one type is wanted")
+        return str(types[self.streams[0].topic])
 
     def dimension_type(self, dimension: str) -> str:
         """SQL type of a dimension as stored: an exploded array holds its elements."""

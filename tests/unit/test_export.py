@@ -7,6 +7,7 @@ import base64
 import csv
 import io
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -34,6 +35,7 @@ from engine import export, extract, hdfs, versions
 from engine.answers import QUARANTINE_COLUMNS
 from engine.compact import compact
 from engine.log import EVENTS, GAP_END, gap_segment, segment_path
+from engine.outfile import opened
 from engine.service import Service
 from engine.settings import load
 from serving_layer import create_app
@@ -337,7 +339,7 @@ def test_ctrl_c_leaves_no_file_and_exits_130(run: Export, fs: LocalFs, tmp_path:
         def open_parquet(self, path: str) -> pq.ParquetFile:
             self.looks += 1
             if self.looks == 30:
-                assert [p.name for p in folder.iterdir()] == [f"e.{form}.part"]
+                assert [p.name for p in folder.iterdir()] == [f"e.{form}.{os.getpid()}.part"]
                 signal.raise_signal(signal.SIGINT)
             return super().open_parquet(path)
 
@@ -354,7 +356,24 @@ def test_what_was_there_stays_until_the_new_file_is_whole(run: Export, fs: Local
     part = fs.root / fs.list(f"{TYPED}/topic={SALES.topic}/log={LOG}/partition=2")[0].path.lstrip("/")
     part.write_bytes(parquet(pq.read_table(part, partitioning=None).slice(1)))
     assert run("--what", "events", SALES.topic, "--out", str(out)) == 1
-    assert out.read_text() == "before" and not (tmp_path / "e.jsonl.part").exists()
+    assert out.read_text() == "before" and not list(tmp_path.glob("*.part"))
+
+
+def test_two_exports_to_one_file_do_not_mix(tmp_path: Path) -> None:
+    """One of them begins and ends while the other, in a process of its own, is half-way; each file is whole, the later one stays."""
+    out, schema = str(tmp_path / "e.csv"), pa.schema([("n", pa.int64())])
+    program = (
+        "import sys, pyarrow as pa; from engine import outfile\n"
+        "with outfile.opened(sys.argv[1], 'csv', pa.schema([('n', pa.int64())])) as out:\n"
+        "    out.write(pa.table({'n': [7, 8]}))"
+    )
+    with opened(out, "csv", schema) as first:
+        first.write(pa.table({"n": [1]}))
+        subprocess.run([sys.executable, "-c", program, out], cwd=Path(__file__).resolve().parents[2], check=True)
+        assert Path(out).read_text(encoding="utf-8-sig").split() == ["n", "7", "8"]
+        first.write(pa.table({"n": [2]}))
+    assert Path(out).read_text(encoding="utf-8-sig").split() == ["n", "1", "2"]
+    assert [path.name for path in tmp_path.iterdir()] == ["e.csv"]
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(
