@@ -98,6 +98,10 @@ def a_domain(**change: Any) -> Domain:
         (lambda: a_stream(rules={"malformed": "true"}), "rule 'malformed': reserved"),
         (lambda: a_stream(rules={"from_the_future": "true"}), "rule 'from_the_future': reserved"),
         (lambda: a_stream(rules={"Price > 0": "true"}), "rule 'Price > 0': reserved or not a lower-case identifier"),
+        (lambda: a_stream(rules={"r": "try_cast(id AS INT) > 0"}), "rule 'r': 'id' is a text, and Spark and DuckDB"),
+        (lambda: a_stream(rules={"r": "n > 0 AND Cast( ID as DECIMAL(3,1)) > 0"}), "'id' is a text, .* read DECIMAL"),
+        (lambda: a_stream(rules={"r": "id::INT > 0"}), "'id' is a text, .* read INT from text"),
+        (lambda: a_view(measures={"m": count("try_cast(id AS DATE) IS NULL")}), "measure 'm': 'id' is a text"),
         (lambda: a_domain(name="Stocks"), "domain 'Stocks': a lower-case identifier is wanted"),
         (lambda: a_domain(streams=(a_stream(), a_stream(partitions=1))), "a topic occurs twice among ticks, ticks"),
         (lambda: a_domain(reports=(Report("per_id", (), "SELECT 1"),)), "a view or report occurs twice"),
@@ -112,6 +116,14 @@ def test_a_wrong_declaration_is_refused(wrong: Callable[[], Any], message: str) 
     with pytest.raises(DeclarationError, match=message) as caught:
         wrong()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    ["cast(n AS DOUBLE) > 0", "id = 'try_cast(id AS INT)'", "cast(id AS STRING) = id", "cast(length(id) AS INT) > 0"],
+)
+def test_a_cast_of_something_else_than_a_text_is_fine(rule: str) -> None:
+    assert a_stream(rules={"r": rule}).rules == {"r": rule}
 
 
 def test_a_column_of_several_streams_must_have_one_type() -> None:
