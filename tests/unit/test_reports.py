@@ -144,3 +144,35 @@ def test_only_true_passes(fs: LocalFs, run: Run, check: str, said: dict[str, Any
     ingest(fs, 0, ("north", 20))
     run(replace(SHOP, reports=(replace(DEAREST, checks={"c": check}),)))
     assert newest(fs).reports["dearest"]["failed_checks"] == {"c": said}
+
+
+class StopAfterTwo:
+    """A stop signal that comes while the process sleeps for the second time."""
+
+    sleeps = 0
+
+    def __bool__(self) -> bool:
+        return self.sleeps == 2
+
+    def sleep(self, seconds: float) -> None:
+        self.sleeps += 1
+
+
+@pytest.mark.parametrize(("flags", "rounds"), [([], 1), (["--every", "10m"], 2)])
+def test_a_single_run_exits_1_for_a_held_report_and_a_repeating_one_goes_on(
+    flags: list[str], rounds: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("Hdfs", "spark_session", "clean_staging"):
+        monkeypatch.setattr(batch_layer, name, lambda *_: None)
+    for name, fake in (("Stop", StopAfterTwo), ("stop_spark", lambda _: None), ("start_logging", lambda _: None)):
+        monkeypatch.setattr(batch_layer.observe, name, fake)
+    told = {"learning": {"bands": WHY}, "iot": {}}
+    monkeypatch.setattr(batch_layer, "run", lambda spark, fs, domain, *_, again: told[domain.name])
+    command = ["--domain", "learning,iot", *flags]
+    if rounds == 1:
+        with pytest.raises(SystemExit) as left:
+            batch_layer.main(command)
+        assert left.value.code == 1
+    else:
+        batch_layer.main(command)
+    assert capsys.readouterr().err == f"held: learning report 'bands': {WHY}\n" * rounds
