@@ -12,9 +12,11 @@ Writes   /data/events/<schema hash>/topic=/log=/partition=/<base>.parquet  typed
          /data/batch_views/<view>/part-*.parquet  plain copy of the newest version, for any reader
 Promises raw → decode → rules → duplicates → typed log; choose H, an epoch's end → fold the offsets below H → all views
          and reports in one directory rename. Of two runs at once one wins, the other says so and exits 0. Incremental,
-         --full and --full --typed give equal rows. A failed check holds back that report alone.
+         --full and --full --typed give equal rows. A failed check holds back that report alone: the version is published,
+         its last good rows stay served, and a line on standard error names check and measured value.
          Small old segments of both logs are merged, and what dead writers staged is deleted.
-Exit     0 done or nothing new; 1 a named fault; 2 a wrong setting; 75 start again.
+Exit     0 done or nothing new; 1 a named fault, or, without --every, a report of the newest version is held back; 2 a wrong
+         setting; 75 start again.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ from engine.log import MASTER, MasterWentBack, OffsetGap, covers
 from engine.plan import planned
 from engine.session import spark_session
 from engine.settings import Settings, SettingsError, add_flags, environment, from_args
-from engine.versions import VersionUnknown
+from engine.versions import VersionUnknown, held_back
 
 # A fresh system has nothing to fold yet; its first real version does not wait for a whole interval.
 EMPTY_SECONDS = 15.0
@@ -47,8 +49,11 @@ _log = structlog.get_logger("batch")
 
 def run(
     spark: SparkSession, fs: Hdfs, domain: Domain, settings: Settings, args: argparse.Namespace, again: bool
-) -> None:
+) -> dict[str, str]:
     """One batch run of one domain; `again` if this process has made one before.
+
+    Returns:
+        Report → why its checks hold it back, of the version that was made or, if nothing was new, is there.
 
     Raises:
         StartAgain: the domain file has changed since this process read it, and newer code has made a version.
@@ -84,18 +89,19 @@ def run(
         and parent.report_hash == domain.report_hash
     )
     if same and not args.full:
-        _log.info("nothing new", domain=domain.name, version=parent.version)
+        held = held_back(parent)
+        _log.info("nothing new", domain=domain.name, version=parent.version, held=list(held))
     else:
         version = build.version(
             spark, fs, domain, settings.hdfs_url, parent, horizon, log, args.full, number, args.candidate
         )
+        held = held_back(version) if version else {}
         if version is None:
             _log.info("another run was first", domain=domain.name, version=number)
         else:
-            held = [name for name, report in version.reports.items() if report["status"] == "held"]
             ms = round((time.monotonic() - started) * 1000)
             what = "candidate" if args.candidate else "published"
-            _log.info(what, domain=domain.name, version=version.version, events=version.events, held=held, ms=ms)
+            _log.info(what, domain=domain.name, version=version.version, events=version.events, held=list(held), ms=ms)
     build.refresh_plain_folders(fs, domain)
     pruned = build.prune(fs, domain, settings.keep_versions)
     if any(pruned.values()):
@@ -103,6 +109,7 @@ def run(
     merged = compact(fs, MASTER, domain.topics) + sum(compact(fs, typed_root(s), [s.topic]) for s in domain.streams)
     if merged:
         _log.info("compacted", domain=domain.name, segments=merged)
+    return held
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -132,18 +139,23 @@ def main(argv: list[str] | None = None) -> None:
                 print("\n".join(planned(fs, *build.basis(fs, domain, args.candidate)[:2], args.full, args.typed)))
             return
         spark = spark_session("highwater-batch", settings)
-        rounds = 0
+        rounds, any_held = 0, False
         while not stop:
             clean_staging(fs)
             for domain in chosen:
                 with build.fresh_listing():
-                    run(spark, fs, domain, settings, args, again=rounds > 0)
+                    held = run(spark, fs, domain, settings, args, again=rounds > 0)
+                for name, why in held.items():
+                    print(f"held: {domain.name} report '{name}': {why}", file=sys.stderr)
+                any_held = any_held or bool(held)
             if not settings.batch_interval:
                 break
             rounds += 1
             empty = any(build.basis(fs, domain, args.candidate)[1].events == 0 for domain in chosen)
             stop.sleep(min(settings.batch_interval, EMPTY_SECONDS) if empty else settings.batch_interval)
         observe.stop_spark(spark)
+        if any_held and not settings.batch_interval:
+            sys.exit(observe.EXIT_FAULT)
 
 
 if __name__ == "__main__":

@@ -142,11 +142,11 @@ REPORTS = (
         time="day",
         sql=_PERCENTILES,
         checks={
-            "kept_and_removed_are_all": "SELECT count(*) = 0 FROM report WHERE events_kept + events_removed <> events",
+            "kept_and_removed_are_all": "SELECT count(*) = 0, count(*) AS wrong_rows FROM report WHERE events_kept + events_removed <> events",
             "p95_within_range": (
-                "SELECT count(*) = 0 FROM report WHERE p95_duration < min_duration OR p95_duration > max_duration"
+                "SELECT count(*) = 0, count(*) AS wrong_rows FROM report WHERE p95_duration < min_duration OR p95_duration > max_duration"
             ),
-            "no_negative_duration": "SELECT count(*) = 0 FROM report WHERE min_duration < 0",
+            "no_negative_duration": "SELECT count(*) = 0, min(min_duration) AS smallest FROM report WHERE min_duration < 0",
         },
     ),
 )

@@ -364,7 +364,8 @@ REPORTS = (
         sql=_PERFORMANCE,
         checks={
             "scores_in_range": (
-                "SELECT coalesce(min(avg_score), 0) >= 0 AND coalesce(max(avg_score), 0) <= 100 FROM report"
+                "SELECT coalesce(min(avg_score), 0) >= 0 AND coalesce(max(avg_score), 0) <= 100, "
+                "min(avg_score) AS smallest, max(avg_score) AS largest FROM report"
             )
         },
     ),

@@ -260,7 +260,9 @@ SELECT genre, count(*) AS movies, avg(weighted_score) AS mean_weighted_score,
        max(CASE WHEN place = 1 THEN primaryTitle END) AS best_title, max(weighted_score) AS best_score
 FROM ranked GROUP BY genre
 """,
-        checks={"scores_in_range": "SELECT count(*) = 0 FROM report WHERE best_score < 0 OR best_score > 10"},
+        checks={
+            "scores_in_range": "SELECT count(*) = 0, max(best_score) AS largest FROM report WHERE best_score < 0 OR best_score > 10"
+        },
         constants=_CONSTANTS,
     ),
     Report(
@@ -271,7 +273,7 @@ SELECT row_number() OVER (ORDER BY weighted_score DESC, tconst) AS place, tconst
        averageRating, numVotes, weighted_score
 FROM newest ORDER BY weighted_score DESC, tconst LIMIT 100
 """,
-        checks={"at_most_100": "SELECT count(*) <= 100 FROM report"},
+        checks={"at_most_100": "SELECT count(*) <= 100, count(*) AS movies FROM report"},
         constants=_CONSTANTS,
     ),
 )

@@ -166,8 +166,8 @@ REPORTS = (
         time="day",
         sql=_MOVERS,
         checks={
-            "close_within_range": "SELECT count(*) = 0 FROM report WHERE abs(close - open) > range",
-            "first_is_ranked_1": "SELECT count(*) = 0 OR min(rank) = 1 FROM report",
+            "close_within_range": "SELECT count(*) = 0, count(*) AS wrong_rows FROM report WHERE abs(close - open) > range",
+            "first_is_ranked_1": "SELECT count(*) = 0 OR min(rank) = 1, min(rank) AS smallest FROM report",
         },
     ),
 )

@@ -20,7 +20,7 @@ from fastapi import Request, Response
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.exceptions import HTTPException
 
-from engine import proof, tail
+from engine import proof, tail, versions
 from engine.domain import Domain, Report, View
 from engine.log import Partition
 from engine.measures import arrow_type
@@ -77,7 +77,8 @@ def catalogue(service: Service) -> dict[str, Any]:
         for report in domain.reports:
             table = current.reports.get(report.name) if current else None
             columns = list(table.schema.names) if table is not None else list(report.by)
-            reports.append({"report": report.name, "domain": domain.name, "columns": columns})
+            checks = _checks(current.manifest.reports.get(report.name, {}) if current else {})
+            reports.append({"report": report.name, "domain": domain.name, "columns": columns, **checks})
     return {"views": views, "reports": reports}
 
 
@@ -103,23 +104,25 @@ async def view_rows(service: Service, domain: Domain, view: View, params: Params
 async def report_rows(service: Service, domain: Domain, report: Report, params: Params) -> Response:
     """One page of a report, with what its checks said."""
     snapshot = service.snapshot(domain)
-    table, said = _report(snapshot, report)
-    query = report_query(report, table.schema, params)
+    query = report_query(report, _report(snapshot, report).schema, params)
     snapshot, offset = _place(service, domain, query, params)
-    table, said = _report(snapshot, report)
-    status = {name: said.get(name) for name in ("status", "version", "failed_checks")}
-    return await _page(service, snapshot, query, {"report": table}, offset, {"report": status})
+    table = _report(snapshot, report)
+    said = _checks(snapshot.manifest.reports[report.name])
+    return await _page(service, snapshot, query, {"report": table}, offset, {"report": said})
 
 
-def _report(snapshot: Snapshot, report: Report) -> tuple[pa.Table, dict[str, Any]]:
+def _checks(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """What the checks of a report said: its status, the version of its rows, since which version it is held, and why."""
+    return {name: entry.get(name) for name in ("status", "version", "held_since", "failed_checks")}
+
+
+def _report(snapshot: Snapshot, report: Report) -> pa.Table:
     table = snapshot.reports.get(report.name)
     if table is None:
-        raise Problem(
-            503,
-            f"no batch version holds report '{report.name}' yet; reports are made by batch_layer.py",
-            retry_after=30,
-        )
-    return table, snapshot.manifest.reports[report.name]
+        held = versions.held_back(snapshot.manifest).get(report.name)
+        why = f"it is {held}" if held else "reports are made by batch_layer.py"
+        raise Problem(503, f"no batch version holds report '{report.name}' yet; {why}", retry_after=30)
+    return table
 
 
 def _place(service: Service, domain: Domain, query: Query, params: Params) -> tuple[Snapshot, int]:

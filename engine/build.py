@@ -351,13 +351,13 @@ def _write_reports(
         last_good = parent.reports.get(report.name)
         if failed:
             _log.warning("report held back", domain=domain.name, report=report.name, failed_checks=failed)
-            held = last_good or {"rows": 0, "files": [], "bytes": 0, "version": None}
+            held = {"held_since": number, **(last_good or {"rows": 0, "files": [], "bytes": 0, "version": None})}
             entries[report.name] = {**held, "status": "held", "failed_checks": failed}
         else:
             entries[report.name] = {
                 **_write(fs, rows, url, f"{staging}/{report.name}"),
                 "status": "ok",
-                "failed_checks": [],
+                "failed_checks": {},
                 "version": number,
             }
     for rows in computed:

@@ -67,6 +67,9 @@ MEASURE_KINDS = ("count", "sum", "min", "max", "avg", "stddev", "first", "last",
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 _FIELD = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,62}")
 _TOPIC = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}")
+_QUOTED = re.compile(r"'(?:[^']|'')*'")
+# `try_cast(field AS type)`, `cast(field AS type)` and `field::type`.
+_CAST = re.compile(r"\bcast\s*\(\s*(\w+)\s+as\s+(\w+)|\b(\w+)\s*::\s*(\w+)", re.IGNORECASE)
 _CONSTANT = re.compile(r"\{([a-z][a-z0-9_]*)\}")
 _DECIMAL = re.compile(r"DECIMAL\((\d+),\s*(\d+)\)")
 _SCALARS = ("STRING", "BIGINT", "INT", "DOUBLE", "BOOLEAN", "TIMESTAMP", "ARRAY<STRING>")
@@ -223,6 +226,8 @@ class Stream:
         for rule in self.rules:
             if not _NAME.fullmatch(rule) or rule in ("malformed", "duplicate", FUTURE_RULE):
                 raise DeclarationError(f"{where} rule '{rule}': reserved or not a lower-case identifier")
+        for rule, sql in self.rules.items():
+            _check_casts(f"{where} rule '{rule}'", sql, self)
 
     @property
     def needed(self) -> tuple[str, ...]:
@@ -323,6 +328,8 @@ class View:
 
     def _check_measure(self, name: str, measure: Measure) -> None:
         where = f"view '{self.name}': measure '{name}'"
+        for stream in self.streams:
+            _check_casts(where, measure.where or "", stream)
         if measure.kind not in MEASURE_KINDS:
             raise DeclarationError(
                 f"{where}: '{measure.kind}' does not merge; use {', '.join(MEASURE_KINDS)}, or move it to a report"
@@ -350,12 +357,17 @@ class View:
         """SQL type of a column or dimension of this view; the same in all its streams."""
         if column == "topic":
             return "STRING"
-        types = {stream.columns.get(column) for stream in self.streams}
-        if len(types) != 1 or None in types:
+        types = {stream.topic: stream.columns.get(column) for stream in self.streams}
+        without = [topic for topic, sql_type in types.items() if sql_type is None]
+        if without:
+            known = [name for name in self.streams[0].columns if all(name in stream.columns for stream in self.streams)]
             raise DeclarationError(
-                f"view '{self.name}': column '{column}' is not the same in {', '.join(s.topic for s in self.streams)}"
+                f"view '{self.name}': no column '{column}' in {', '.join(without)}; known are {', '.join([*known, 'topic'])}"
             )
-        return str(types.pop())
+        if len(set(types.values())) > 1:
+            told = ", ".join(f"{sql_type} in {topic}" for topic, sql_type in types.items())
+            raise DeclarationError(f"view '{self.name}': column '{column}' is {told}; one type is wanted")
+        return str(types[self.streams[0].topic])
 
     def dimension_type(self, dimension: str) -> str:
         """SQL type of a dimension as stored: an exploded array holds its elements."""
@@ -396,7 +408,8 @@ class Report:
         name: also the name in the API and of its folder.
         by: columns of the result that can be filtered on.
         sql: over one table per topic (its good rows; `-` and `.` in a topic become `_`) and over earlier reports.
-        checks: name → SQL over the report (as table `report`) that gives one BOOLEAN; FALSE or NULL holds it back.
+        checks: name → SQL over the report (as table `report`) that gives one row: a BOOLEAN, of which FALSE or NULL holds the
+            report back, and further columns, measured values that are told then.
         time: column of the result (a TIMESTAMP) to which `from` and `to` of a request speak.
         constants: as in a view; `{name}` in `sql` stands for one.
     """
@@ -547,6 +560,18 @@ def _plain(value: Any, without: tuple[str, ...]) -> dict[str, Any]:
 
 def _tuples(value: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
     return {**value, **{name: tuple(value[name]) for name in names}}
+
+
+def _check_casts(where: str, sql: str, stream: Stream) -> None:
+    """Refuse a text field cast to a number or time: Spark and DuckDB read '3.7', ' 1' or '1d' differently."""
+    texts = {name.lower(): name for name, sql_type in stream.columns.items() if sql_type == "STRING"}
+    for found in _CAST.finditer(re.sub(r"\btry_cast\b", "cast", _QUOTED.sub("''", sql), flags=re.IGNORECASE)):
+        name, sql_type = found[1] or found[3], found[2] or found[4]
+        if name.lower() in texts and sql_type.upper() not in ("STRING", "VARCHAR"):
+            raise DeclarationError(
+                f"{where}: '{texts[name.lower()]}' is a text, and Spark and DuckDB read {sql_type} from text differently; "
+                "declare the field as what it is, or compare it as text"
+            )
 
 
 def _check_constants(where: str, constants: Mapping[str, str], expressions: Mapping[str, str]) -> None:

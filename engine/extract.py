@@ -160,9 +160,9 @@ def _of_report(fs: Any, manifest: Manifest, report: Report, span: Span) -> Extra
         raise BadRequest(f"report '{report.name}' has no time column, so nothing for --from and --to")
     said = manifest.reports.get(report.name, {})
     if not said.get("version"):
-        failed = ", ".join(said.get("failed_checks", ())) or "not made by that version"
+        why = versions.held_back(manifest).get(report.name) or "not made by that version"
         raise NothingYet(
-            f"no version holds report '{report.name}' yet: {failed}; run batch_layer.py --domain {manifest.domain}"
+            f"no version holds report '{report.name}' yet: {why}; run batch_layer.py --domain {manifest.domain}"
         )
     number = int(said["version"])
     where = f"report {report.name}, version {number}, horizon {to_json(manifest.horizon)}"
@@ -170,7 +170,7 @@ def _of_report(fs: Any, manifest: Manifest, report: Report, span: Span) -> Extra
         # Its checks failed since, and its own horizon is that of the version that holds it.
         with _reading(fs, versions.folder(manifest.domain, number)):
             older = versions.manifest(fs, manifest.domain, number)
-        where = f"report {report.name}, version {number} (held back since), horizon {to_json(older.horizon)}"
+        where = f"report {report.name}, version {number} (held back since version {said['held_since']}), horizon {to_json(older.horizon)}"
     return _of_files(fs, manifest, number, said, report.name, where, None, span, report.time or "")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from pyspark.sql import DataFrame, SparkSession
 
@@ -57,13 +58,24 @@ def merged(spark: SparkSession, view: View, parent: DataFrame | None, fresh: Dat
     return spark.sql(show_query(view, table, "spark"))
 
 
-def report_rows(spark: SparkSession, report: Report) -> tuple[DataFrame, list[str]]:
-    """Compute a report over the registered good rows and earlier reports; return its rows and the checks that failed."""
+def report_rows(spark: SparkSession, report: Report) -> tuple[DataFrame, dict[str, dict[str, Any]]]:
+    """Compute a report over the registered good rows and earlier reports.
+
+    Returns:
+        Its rows, and for each check that failed {"passed": False or None, further column: its value as text}.
+    """
     rows = spark.sql(report.query).persist()
     rows.createOrReplaceTempView(report.name)
     rows.createOrReplaceTempView("report")
-    failed = [name for name, sql in report.checks.items() if spark.sql(sql).first()[0] is not True]  # type: ignore[index]
-    return rows, failed
+    told = {name: _told(spark.sql(sql)) for name, sql in report.checks.items()}
+    return rows, {name: said for name, said in told.items() if said["passed"] is not True}
+
+
+def _told(check: DataFrame) -> dict[str, Any]:
+    """What the first row of a check says; no row is as good as NULL."""
+    row = check.first() or [None] * len(check.columns)
+    texts = (None if value is None else str(value) for value in row[1:])
+    return {"passed": row[0] if isinstance(row[0], bool) else None, **dict(zip(check.columns[1:], texts, strict=True))}
 
 
 def view_names(domain: Domain) -> list[str]:

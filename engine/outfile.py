@@ -1,6 +1,6 @@
 """How do rows become a file, whole or not at all? CSV, JSON, JSON lines or Parquet, row by row.
 
-What is written goes to `<file>.part`, which gets its name at the end; `-` is standard output.
+What is written goes to `<file>.<process id>.part`, which gets its name at the end; `-` is standard output.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def format_of(path: str, asked: str | None) -> str:
 
 
 def part_of(path: str) -> Path:
-    """Return what a file is called while it is written; a link keeps leading to the file."""
-    return Path(f"{os.path.realpath(path)}.part")
+    """Return what a file is called while this process writes it: of two at once each ends whole; a link keeps leading to the file."""
+    return Path(f"{os.path.realpath(path)}.{os.getpid()}.part")
 
 
 class OutFile:
@@ -97,7 +97,7 @@ def opened(path: str, form: str, schema: pa.Schema) -> Iterator[OutFile]:
         yield from _written(sys.stdout.buffer, form, schema)
         return
     part = part_of(path)
-    target = part.with_suffix("")
+    target = Path(os.path.realpath(path))
     if target.exists() and not target.is_file():
         raise BadTarget(f"--out={path!r}: is there and no plain file; {STDOUT} is standard output")
     try:

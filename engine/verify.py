@@ -187,7 +187,7 @@ def judge(
         if answer.name in views:
             differences += view_differences(con, domain, views[answer.name], answer)
         elif answer.as_of.get("horizon") is None:
-            _say(f"{answer.name}: held back since version {answer.as_of['version']}, not judged")
+            _say(f"{answer.name}: held back, its rows are those of version {answer.as_of['version']}; not judged")
         else:
             differences += report_differences(con, domain, reports[answer.name], answer)
         _say(f"{answer.name}: {len(answer.rows):,} rows, {len(differences)} differences so far")
@@ -258,7 +258,12 @@ def live(settings: Settings, domain: Domain, base: str, view: str | None) -> tup
         return judge_each(settings, domain, answers)
     # Before the first batch run there is no version, and so no report.
     if answers and answers[0].as_of["version"]:
-        answers += [whole_answer(base, f"/v1/reports/{one.name}", one.name) for one in domain.reports]
+        never = {one["report"] for one in get_json(f"{base}/v1/views")["reports"] if one["version"] is None}
+        for name in (report.name for report in domain.reports):
+            if name in never:
+                _say(f"{name}: held back, and no version of it is there yet; not judged")
+            else:
+                answers.append(whole_answer(base, f"/v1/reports/{name}", name))
     ledger = get_json(f"{base}/v1/ledger?" + urlencode({"domain": domain.name}))["domains"][0]
     return judge_each(settings, domain, answers, ledger)
 

@@ -42,7 +42,8 @@ class Manifest:
         horizon: H, {topic: {log: {partition: offset}}}, exclusive.
         views: view → {"hash", "rows", "files", "bytes"}; files are names inside the version's folder.
         reports: report → {"rows", "files", "status": "ok" | "held", "failed_checks", "version"}; `version` is the one
-            whose files are meant (an older one where a check held this one back).
+            whose files are meant. Where checks hold the newest rows back it is an older one, or None if there never was one,
+            `held_since` the first version of which this is true, and `failed_checks` {check: {"passed", measured value…}}.
         counts: {topic: {log: {partition: {"good": n, problem: n, "gap": n}}}} of the typed rows below the horizon.
         digests: {topic: {log: {partition: text}}}, an additive digest of the raw values below the horizon.
         line: number of the candidate that this version goes back to, 0 if to none.
@@ -74,6 +75,22 @@ class Manifest:
     def to_json(self) -> bytes:
         # The order of a definition's columns is part of its hash: nothing may be sorted here.
         return json.dumps(asdict(self), indent=1).encode()
+
+
+def held_back(manifest: Manifest) -> dict[str, str]:
+    """Return a sentence for each report of a version that its checks hold back: since when, what is served, and why."""
+    told = {}
+    for name, entry in manifest.reports.items():
+        if entry["status"] == "held":
+            instead = (
+                f"version {entry['version']} of it is served" if entry["version"] else "no version of it is there yet"
+            )
+            why = "; ".join(
+                f"check {check}: {', '.join(f'{what} {json.dumps(value)}' for what, value in said.items())}"
+                for check, said in entry["failed_checks"].items()
+            )
+            told[name] = f"held back since version {entry['held_since']}, {instead}; {why}"
+    return told
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ import pytest
 
 from domains import DOMAINS
 from tests.conftest import Stack
-from tests.e2e.conftest import Pipeline, Recorder
+from tests.e2e.conftest import ROOT, Pipeline, Recorder
+from tests.notebook import execute
 
 SHARES = ("--duplicates", "0.02", "--late", "0.01", "--broken", "0.005", "--future", "0.001")
 SCORES = ("movie_scores", "limit=10000")
@@ -139,6 +140,18 @@ def test_every_recorded_answer_is_right_for_the_definition_it_names(
     assert any(len({row["weighted_score"] for row in rows.values()}) > 1 for rows in told_twice)
     said = pipeline.verify("--answers", str(file))
     assert "exact" in said
+
+
+@pytest.mark.parametrize("domain", [domain.name for domain in DOMAINS[1:]])
+def test_explore_runs_for_every_domain_from_the_repository_s_folder(
+    drilled: tuple[All, Path, Any], domain: str
+) -> None:
+    """`tests/e2e/test_notebook_explore.py` runs it for the first domain, from its own folder, while events arrive."""
+    said = execute("explore", ROOT, {**drilled[0].env, "DOMAIN": domain}, seconds=120)
+    assert re.search(rf"^{domain}: topic \S+, view \w+ of version [1-9]", said["choose"])
+    rows = re.findall(r"^(?:master|typed|view) +(.*)$", said["counts"], re.M)
+    assert len(rows) == 3 and all(len(set(row.split()[1:])) == 1 for row in rows), said["counts"]
+    assert "balanced True" in said["ledger"]
 
 
 def test_a_wrong_score_is_found(drilled: tuple[All, Path, list[dict[str, Any]]], tmp_path: Path) -> None:

@@ -179,8 +179,14 @@ def write_version(
     horizon: Position,
     report: pa.Table | None = None,
     line: int = 0,
+    held: dict[str, Any] | None = None,
 ) -> None:
-    """Write a version of the rows below its horizon, in two files per view, as Spark would (times with a zone)."""
+    """Write a version of the rows below its horizon, in two files per view, as Spark would (times with a zone).
+
+    Args:
+        report: rows of the report.
+        held: the checks that hold the report back; what is served of it are the rows of version 1, if that has some.
+    """
     folder = versions.folder(domain.name, version)
     views = {}
     for view in domain.views:
@@ -204,9 +210,13 @@ def write_version(
             "rows": report.num_rows,
             "files": ["part-0.parquet"],
             "status": "ok",
-            "failed_checks": [],
+            "failed_checks": {},
             "version": version,
         }
+    if held is not None:
+        good = fs.status(f"{versions.folder(domain.name, 1)}/tops")
+        last = {"files": ["part-0.parquet"], "version": 1} if good else {"files": [], "version": None}
+        reports["tops"] = {**last, "status": "held", "failed_checks": held, "held_since": version}
     manifest = versions.Manifest(
         domain.name, version, version - 1, horizon, domain.definition_hash, domain.report_hash, {}, views, reports,
         counts_of(rows), {}, good_in(rows), "2026-02-01T00:00:00Z", datetime.now(UTC).isoformat(), line, domain.to_json(),

@@ -68,13 +68,17 @@ def a_domain(**change: Any) -> Domain:
         (lambda: a_view(measures={"m": Measure("count", ("n",))}), "count takes no column"),
         (lambda: a_view(measures={"m": Measure("sum", ("n", "price"))}), "sum takes one column"),
         (lambda: a_view(measures={"m": first()}), "first takes at least one column"),
-        (lambda: a_view(measures={"m": distinct("nowhere")}), "column 'nowhere' is not the same in ticks"),
+        (
+            lambda: a_view(measures={"m": distinct("nowhere")}),
+            "no column 'nowhere' in ticks; known are id, ts, .*, topic$",
+        ),
         (lambda: a_view(measures={"a__b": count()}), "'a__b': a lower-case identifier without '__', no SQL word"),
         (lambda: a_view(measures={"id": count()}), "a name occurs twice"),
         (lambda: a_view(measures={"window_start": count()}, every="1 day"), "a name occurs twice"),
         (lambda: a_view(measures={}), "needs a lower-case name, a stream and a measure"),
         (lambda: a_view(every="7 minutes"), "every '7 minutes' is none of 1 minute"),
-        (lambda: a_view(by=("nowhere",)), "column 'nowhere'"),
+        (lambda: a_view(by=("nowhere",)), "no column 'nowhere' in ticks; known are id, ts"),
+        (lambda: a_view(explode=("nowhere", "id")), "no column 'nowhere' in ticks; known are id, ts"),
         (lambda: a_view(explode=("id", "id")), "must be an ARRAY<STRING> column and one of its dimensions"),
         (lambda: a_view(explode=("tags", "tag")), "must be an ARRAY<STRING> column and one of its dimensions"),
         (lambda: a_stream(topic="a b"), "stream 'a b': a topic name is"),
@@ -94,6 +98,10 @@ def a_domain(**change: Any) -> Domain:
         (lambda: a_stream(rules={"malformed": "true"}), "rule 'malformed': reserved"),
         (lambda: a_stream(rules={"from_the_future": "true"}), "rule 'from_the_future': reserved"),
         (lambda: a_stream(rules={"Price > 0": "true"}), "rule 'Price > 0': reserved or not a lower-case identifier"),
+        (lambda: a_stream(rules={"r": "try_cast(id AS INT) > 0"}), "rule 'r': 'id' is a text, and Spark and DuckDB"),
+        (lambda: a_stream(rules={"r": "n > 0 AND Cast( ID as DECIMAL(3,1)) > 0"}), "'id' is a text, .* read DECIMAL"),
+        (lambda: a_stream(rules={"r": "id::INT > 0"}), "'id' is a text, .* read INT from text"),
+        (lambda: a_view(measures={"m": count("try_cast(id AS DATE) IS NULL")}), "measure 'm': 'id' is a text"),
         (lambda: a_domain(name="Stocks"), "domain 'Stocks': a lower-case identifier is wanted"),
         (lambda: a_domain(streams=(a_stream(), a_stream(partitions=1))), "a topic occurs twice among ticks, ticks"),
         (lambda: a_domain(reports=(Report("per_id", (), "SELECT 1"),)), "a view or report occurs twice"),
@@ -110,10 +118,24 @@ def test_a_wrong_declaration_is_refused(wrong: Callable[[], Any], message: str) 
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "rule",
+    ["cast(n AS DOUBLE) > 0", "id = 'try_cast(id AS INT)'", "cast(id AS STRING) = id", "cast(length(id) AS INT) > 0"],
+)
+def test_a_cast_of_something_else_than_a_text_is_fine(rule: str) -> None:
+    assert a_stream(rules={"r": rule}).rules == {"r": rule}
+
+
 def test_a_column_of_several_streams_must_have_one_type() -> None:
     other = a_stream(topic="other", columns={**COLUMNS, "n": "INT"})
     assert a_view(streams=(a_stream(), other)).by == ("id",)
-    with pytest.raises(DeclarationError, match="column 'n' is not the same in ticks, other"):
+    with pytest.raises(DeclarationError, match="column 'n' is BIGINT in ticks, INT in other; one type is wanted"):
+        a_view(streams=(a_stream(), other), measures={"m": max_of("n")})
+
+
+def test_a_column_that_one_of_several_streams_lacks_is_named_with_those_that_all_have() -> None:
+    other = a_stream(topic="other", columns={name: COLUMNS[name] for name in ("id", "ts")})
+    with pytest.raises(DeclarationError, match=r"^view 'per_id': no column 'n' in other; known are id, ts, topic$"):
         a_view(streams=(a_stream(), other), measures={"m": max_of("n")})
 
 

@@ -151,7 +151,7 @@ def test_every_report_is_what_the_recount_says_and_passes_its_checks(sample: Sam
     good_rows(spark, sample)
     for report in sample.domain.reports:
         rows, failed = fold.report_rows(spark, report)
-        assert failed == [], report.name
+        assert failed == {}, report.name
         wanted = report_rows(sample.recount, sample.domain, report, sample.as_of["coverage"])
         found = rows.toArrow().to_pylist()
         assert found, f"{report.name} has no rows"

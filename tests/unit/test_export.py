@@ -7,6 +7,7 @@ import base64
 import csv
 import io
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -34,6 +35,7 @@ from engine import export, extract, hdfs, versions
 from engine.answers import QUARANTINE_COLUMNS
 from engine.compact import compact
 from engine.log import EVENTS, GAP_END, gap_segment, segment_path
+from engine.outfile import opened
 from engine.service import Service
 from engine.settings import load
 from serving_layer import create_app
@@ -181,13 +183,14 @@ def test_a_report_comes_from_the_version_that_holds_its_last_good_rows(
     write_version(fs, SHOP, 2, ROWS, end_of(ROWS))
     path = fs.root / versions.folder("shop", 2).lstrip("/") / "manifest.json"
     newer = json.loads(path.read_text())
-    held = {"rows": 3, "files": ["part-0.parquet"], "status": "held", "failed_checks": ["c"], "version": 1}
+    held = {"rows": 3, "files": ["part-0.parquet"], "status": "held", "failed_checks": {"c": {"passed": False}}}
+    held |= {"version": 1, "held_since": 2}
     path.write_text(json.dumps({**newer, "reports": {"tops": held}}))
     assert run("--what", "report", "tops", "--out", str(tmp_path / "r.csv")) == 0
     assert (tmp_path / "r.csv").read_text(encoding="utf-8-sig").splitlines() == [
         "shop,day,share", "north,2026-01-01T00:00:00Z,1.10", "'=1+1,2026-01-02T00:00:00Z,1.10", ",2026-01-03T00:00:00Z,1.10",
     ]  # fmt: skip
-    assert "version 1 (held back since)" in capsys.readouterr().err
+    assert "version 1 (held back since version 2)" in capsys.readouterr().err
 
 
 def test_the_quarantine_keeps_the_raw_value_and_bytes_that_are_no_text(run: Export, tmp_path: Path) -> None:
@@ -336,7 +339,7 @@ def test_ctrl_c_leaves_no_file_and_exits_130(run: Export, fs: LocalFs, tmp_path:
         def open_parquet(self, path: str) -> pq.ParquetFile:
             self.looks += 1
             if self.looks == 30:
-                assert [p.name for p in folder.iterdir()] == [f"e.{form}.part"]
+                assert [p.name for p in folder.iterdir()] == [f"e.{form}.{os.getpid()}.part"]
                 signal.raise_signal(signal.SIGINT)
             return super().open_parquet(path)
 
@@ -353,7 +356,24 @@ def test_what_was_there_stays_until_the_new_file_is_whole(run: Export, fs: Local
     part = fs.root / fs.list(f"{TYPED}/topic={SALES.topic}/log={LOG}/partition=2")[0].path.lstrip("/")
     part.write_bytes(parquet(pq.read_table(part, partitioning=None).slice(1)))
     assert run("--what", "events", SALES.topic, "--out", str(out)) == 1
-    assert out.read_text() == "before" and not (tmp_path / "e.jsonl.part").exists()
+    assert out.read_text() == "before" and not list(tmp_path.glob("*.part"))
+
+
+def test_two_exports_to_one_file_do_not_mix(tmp_path: Path) -> None:
+    """One of them begins and ends while the other, in a process of its own, is half-way; each file is whole, the later one stays."""
+    out, schema = str(tmp_path / "e.csv"), pa.schema([("n", pa.int64())])
+    program = (
+        "import sys, pyarrow as pa; from engine import outfile\n"
+        "with outfile.opened(sys.argv[1], 'csv', pa.schema([('n', pa.int64())])) as out:\n"
+        "    out.write(pa.table({'n': [7, 8]}))"
+    )
+    with opened(out, "csv", schema) as first:
+        first.write(pa.table({"n": [1]}))
+        subprocess.run([sys.executable, "-c", program, out], cwd=Path(__file__).resolve().parents[2], check=True)
+        assert Path(out).read_text(encoding="utf-8-sig").split() == ["n", "7", "8"]
+        first.write(pa.table({"n": [2]}))
+    assert Path(out).read_text(encoding="utf-8-sig").split() == ["n", "1", "2"]
+    assert [path.name for path in tmp_path.iterdir()] == ["e.csv"]
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(
@@ -395,6 +415,16 @@ def test_a_reader_that_leaves_ends_it_without_a_word(fs: LocalFs) -> None:
         cwd=root, capture_output=True, timeout=120,
     )  # fmt: skip
     assert (left.returncode, left.stdout[:8], left.stderr) == (141, b'{"topic"', b"")
+
+
+def test_a_report_that_was_never_good_says_which_check_failed(
+    run: Export, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    on = LocalFs(tmp_path / "other")
+    write_version(on, SHOP, 1, ROWS, end_of(ROWS), held={"most": {"passed": False, "largest": "9"}})
+    assert run("--what", "report", "tops", "--out", str(tmp_path / "r.csv"), on=on) == 1
+    said = capsys.readouterr().err
+    assert 'held back since version 1, no version of it is there yet; check most: passed false, largest "9"' in said
 
 
 def test_progress_is_a_line_every_few_seconds_where_there_is_no_terminal(

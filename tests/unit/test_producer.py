@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
 import subprocess
@@ -293,6 +294,59 @@ def test_json_is_one_unescaped_array_and_jsonl_a_line_each(tmp_path: Path, count
     assert rows[-1]["timestamp"] == f"2026-01-01T00:00:00.{count - 1:03d}Z"
     assert f"{count} events acknowledged".encode() in lines.stderr
     assert b"seed 3" in lines.stderr
+
+
+BASICS = r"""tconst titleType primaryTitle originalTitle isAdult startYear endYear runtimeMinutes genres
+tt0000001 movie Amélie's_"Best"_Day Amélie 0 2001 \N 122 Comedy,Romance
+tt0000002 movie Untold_Length Untold_Length 0 1999 \N \N \N
+tt0000003 short Too_Short Too_Short 0 2001 \N 9 Short
+tt0000004 movie No_Year No_Year 0 \N \N 90 Drama
+tt0000005 movie Hardly_Seen Hardly_Seen 0 2010 \N 90 Drama
+tt0000006 movie Never_Rated Never_Rated 0 2010 \N 90 Drama
+tt0000007 tvSeries "Unclosed "Unclosed 0 2010 2012 45 Drama
+tt0000008 movie "Unclosed "Unclosed 1 2024 \N 71 Drama,Sci-Fi,War
+"""
+RATINGS = """tconst averageRating numVotes
+tt0000001 8.3 812345
+tt0000002 10.0 1000
+tt0000003 7.1 5000
+tt0000004 6.1 5000
+tt0000005 6.1 999
+tt0000007 6.1 5000
+tt0000008 5.0 31337
+"""
+
+
+def test_imdb_s_own_files_take_the_path_of_the_fictional_pair(tmp_path: Path) -> None:
+    """Tab-separated, gzipped, \\N for null, quotes that mean nothing; told are movies with a year and 1,000 votes, each once first."""
+    options = []
+    for name, text in (("basics", BASICS), ("ratings", RATINGS)):
+        rows = text.replace(" ", "\t").replace("_", " ")
+        (tmp_path / f"title.{name}.tsv.gz").write_bytes(gzip.compress(rows.encode()))
+        options += ["--option", f"IMDB_{name.upper()}={tmp_path}/title.{name}.tsv.gz"]
+    out = tmp_path / "titles.jsonl"
+    done = run_cli("--domain", "movies", "--to", "jsonl", "--out", str(out), "--count", "9", "--seed", "1", *options)
+    assert done.returncode == 0, done.stderr
+    events = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    wanted = [
+        ("tt0000001", 'Amélie\'s "Best" Day', 2001, 122, ["Comedy", "Romance"], 8.3, 812_345),
+        ("tt0000002", "Untold Length", 1999, None, [], 10.0, 1_000),
+        ("tt0000008", '"Unclosed', 2024, 71, ["Drama", "Sci-Fi", "War"], 5.0, 31_337),
+    ]
+    assert sorted(tuple(event.values())[1:] for event in events[:3]) == wanted
+    assert list(events[0]) == ["topic", *next(d for d in DOMAINS if d.name == "movies").streams[0].columns]
+    votes = {row[0]: row[-1] for row in wanted}
+    for event in events[3:]:  # told again, with more votes each time
+        assert event["numVotes"] > votes[event["tconst"]]
+        votes[event["tconst"]] = event["numVotes"]
+    # Half a pair, a file that is not there, and one that is not IMDb's are told in one line.
+    for wrong, said in (
+        (options[:2], "allowed are both or none"),
+        ([*options[:3], f"IMDB_RATINGS={tmp_path}/none.gz"], "allowed is the path or URL of IMDb's gzipped file"),
+        ([*options[:3], f"IMDB_RATINGS={tmp_path}/title.basics.tsv.gz"], "no column averageRating"),
+    ):
+        refused = run_cli("--domain", "movies", "--to", "jsonl", "--count", "1", *wrong)
+        assert refused.returncode == 2 and said in refused.stderr.decode().splitlines()[-1]
 
 
 def test_an_array_of_nothing_is_still_an_array(tmp_path: Path) -> None:

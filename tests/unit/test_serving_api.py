@@ -240,8 +240,31 @@ def test_parquet_holds_the_same_rows(filled: Api) -> None:
 def test_reports_filter_order_and_tell_their_checks(filled: Api) -> None:
     found = filled.json("/v1/reports/tops?shop=north&shop.null=true&order=sales")
     assert [row["sales"] for row in found["rows"]] == [1, 3]
-    assert found["report"] == {"status": "ok", "version": 1, "failed_checks": []}
+    assert found["report"] == {"status": "ok", "version": 1, "held_since": None, "failed_checks": {}}
     assert found["as_of"]["coverage"] == found["as_of"]["horizon"]
+
+
+def test_a_report_that_is_held_says_since_when_and_why_and_serves_its_last_good_rows(api: Api) -> None:
+    api.fill()
+    good = api.json("/v1/reports/tops")["rows"]
+    why = {"most": {"passed": False, "largest": "9"}}
+    write_version(api.fs, SHOP, 2, pa.concat_tables(api.pieces[:4]), end_of(pa.concat_tables(api.pieces[:4])), held=why)
+    api.service.poll()
+    found = api.json("/v1/reports/tops")
+    told = {"status": "held", "version": 1, "held_since": 2, "failed_checks": why}
+    assert (found["rows"], found["report"], found["as_of"]["version"]) == (good, told, 1)
+    assert api.json("/v1/views/shops")["as_of"]["version"] == 2
+    catalogue = api.json("/v1/views")["reports"]
+    assert catalogue == [{"report": "tops", "domain": "shop", "columns": ["shop", "day", "sales"], **told}]
+
+
+def test_a_report_that_was_never_good_is_503_and_says_why(api: Api) -> None:
+    write_version(api.fs, SHOP, 1, api.rows, end_of(api.rows), held={"most": {"passed": None}})
+    api.service.poll()
+    api.service.look()
+    assert "it is held back since version 1" in api.json("/v1/reports/tops", 503)["detail"]
+    assert "check most: passed null" in api.json("/v1/reports/tops", 503)["detail"]
+    assert api.json("/v1/views")["reports"][0]["version"] is None
 
 
 def test_a_report_with_a_time_is_cut_by_from_and_to(filled: Api) -> None:

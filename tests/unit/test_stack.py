@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from stack import config, doctor, jars, lifecycle, ports, process
+from stack import config, demo, doctor, jars, lifecycle, ports, process
 from stack.java import JavaError, find_java
 from stack.services import environment
 from stack.settings import PORTS, Settings, StackError, free_ports, load, save_ports
@@ -255,3 +255,10 @@ def test_reset_asks_before_it_wipes(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "--yes" in done.stderr
     assert (tmp_path / "data").is_dir()
+
+
+def test_the_demo_stops_at_an_exit_code_unless_it_is_one_to_go_on_with(settings: Settings) -> None:
+    wrong = ("producer.py", "--rate", "fast")  # exit 2
+    assert demo.script(settings, *wrong, going_on=2) == 2
+    with pytest.raises(StackError, match=r"producer.py --rate fast: exit 2"):
+        demo.script(settings, *wrong, going_on=1)
