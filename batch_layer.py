@@ -14,6 +14,7 @@ Promises raw → decode → rules → duplicates → typed log; choose H, an epo
          and reports in one directory rename. Of two runs at once one wins, the other says so and exits 0. Incremental,
          --full and --full --typed give equal rows. A failed check holds back that report alone.
          Small old segments of both logs are merged, and what dead writers staged is deleted.
+Shows    /metrics and /health on :8085.
 Exit     0 done or nothing new; 1 a named fault; 2 a wrong setting; 75 start again.
 """
 
@@ -27,7 +28,7 @@ import structlog
 from pyspark.sql import SparkSession
 
 import domains
-from engine import build, observe
+from engine import build, metrics, observe
 from engine.compact import clean_staging, compact
 from engine.domain import DeclarationError, Domain
 from engine.events import RowsDiffer, extend_typed, forget_typed, typed_root
@@ -43,7 +44,13 @@ _log = structlog.get_logger("batch")
 
 
 def run(
-    spark: SparkSession, fs: Hdfs, domain: Domain, settings: Settings, args: argparse.Namespace, again: bool
+    spark: SparkSession,
+    fs: Hdfs,
+    domain: Domain,
+    settings: Settings,
+    args: argparse.Namespace,
+    shown: metrics.BatchMetrics,
+    again: bool,
 ) -> None:
     """One batch run of one domain; `again` if this process has made one before.
 
@@ -60,6 +67,7 @@ def run(
     if args.typed:
         forget_typed(fs, domain)
     rows = {stream.topic: extend_typed(spark, fs, stream, settings.hdfs_url) for stream in domain.streams}
+    shown.typed(domain.name, rows)
     _log.info(
         "typed", domain=domain.name, rows=sum(rows.values()), topics=rows, ms=round((time.monotonic() - started) * 1000)
     )
@@ -80,6 +88,7 @@ def run(
         and parent.definition_hash == domain.definition_hash
         and parent.report_hash == domain.report_hash
     )
+    newest = parent
     if same and not args.full:
         _log.info("nothing new", domain=domain.name, version=parent.version)
     else:
@@ -93,11 +102,14 @@ def run(
             ms = round((time.monotonic() - started) * 1000)
             what = "candidate" if args.candidate else "published"
             _log.info(what, domain=domain.name, version=version.version, events=version.events, held=held, ms=ms)
+            newest = version
+    shown.version(domain.name, newest)
     build.refresh_plain_folders(fs, domain)
     pruned = build.prune(fs, domain, settings.keep_versions)
     if any(pruned.values()):
         _log.info("pruned", domain=domain.name, **pruned)
     merged = compact(fs, MASTER, domain.topics) + sum(compact(fs, typed_root(s), [s.topic]) for s in domain.streams)
+    shown.compacted(domain.name, merged)
     if merged:
         _log.info("compacted", domain=domain.name, segments=merged)
 
@@ -128,13 +140,16 @@ def main(argv: list[str] | None = None) -> None:
             for domain in chosen:
                 print("\n".join(planned(fs, *build.basis(fs, domain, args.candidate)[:2], args.full, args.typed)))
             return
+        shown = metrics.BatchMetrics(chosen, settings.batch_interval)
+        host, port = settings.metrics_host, settings.batch_metrics_port
+        metrics.serve("batch", shown.registry, shown.health, host, port)
         spark = spark_session("highwater-batch", settings)
         rounds = 0
         while not stop:
             clean_staging(fs)
             for domain in chosen:
-                with build.fresh_listing():
-                    run(spark, fs, domain, settings, args, again=rounds > 0)
+                with build.fresh_listing(), shown.run(domain.name):
+                    run(spark, fs, domain, settings, args, shown, again=rounds > 0)
             if not settings.batch_interval:
                 break
             rounds += 1

@@ -9,7 +9,7 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -111,14 +111,18 @@ class Ending:
             raise
 
 
-def await_queries(queries: list[Any], ending: Ending) -> None:
+def await_queries(queries: list[Any], ending: Ending, beat: Callable[[], None]) -> None:
     """Wait until a streaming query ends or a stop signal comes; then let the others finish their micro-batch.
+
+    Args:
+        beat: called about once a second while all of them run.
 
     Raises:
         What the micro-batch raised, else Spark's own StreamingQueryException.
     """
     try:
         while not ending and all(query.isActive for query in queries):
+            beat()
             queries[0].awaitTermination(1)
         deadline = time.monotonic() + STOP_SECONDS
         while (active := [query for query in queries if query.isActive]) and time.monotonic() < deadline:

@@ -27,7 +27,7 @@ from stack.settings import ROOT, StackError
 
 LOCK = ROOT / "stack" / "jars.lock"
 TOKEN_PROVIDER = "spark/spark-token-provider-kafka-0-10_2.13"  # the one artifact with several legal versions
-CONFS = ("spark", "kafka", "hdfs")
+CONFS = ("spark", "kafka", "hdfs", "monitoring")
 TRIES = 4
 
 
@@ -123,7 +123,7 @@ def ensure(root: Path = ROOT) -> bool:
 
 
 def _fetch(cache: Path, versions: list[str]) -> Path:
-    """Retrieve all three sets into a staging folder, with the first version of the token provider that resolves."""
+    """Retrieve all sets into a staging folder, with the first version of the token provider that resolves."""
     staging = cache / "staging"
     said = ""
     for attempt in range(TRIES):
