@@ -6,7 +6,7 @@ python -m stack env         lines for a shell: eval "$(python -m stack env)"
 python -m stack down        stop all; data stays
 python -m stack jars        fetch what is missing in lib/, verify all of it
 python -m stack doctor      find what would fail, and the command that mends it
-python -m stack prometheus  watch it: runs the installed Prometheus on this stack's addresses
+python -m stack monitor     watch it: runs the installed Prometheus on this stack's addresses
 python -m stack reset       stop all and wipe data, checkpoints and topics together
 """
 
@@ -89,7 +89,7 @@ def _doctor(settings: Settings, args: argparse.Namespace) -> int:
     return 1 if findings else 0
 
 
-def _prometheus(settings: Settings, args: argparse.Namespace) -> int:
+def _monitor(settings: Settings, args: argparse.Namespace) -> int:
     monitoring.run(settings)
     return 0  # not reached: this process has become Prometheus
 
@@ -135,7 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, run, text in (
         ("down", _down, "stop all services; data stays"),
         ("status", _status, "one line per service; exit 1 unless all answer"),
-        ("prometheus", _prometheus, "run the installed Prometheus on this stack's addresses"),
+        ("monitor", _monitor, "run the installed Prometheus on this stack's addresses"),
         ("env", _env, "print export lines for clients"),
         ("jars", _jars, "fetch the pinned jars into lib/ and verify them; nothing to do if they are there"),
         ("doctor", _doctor, "find what would fail and the fix; changes nothing; exit 1 if it finds something"),

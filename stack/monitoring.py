@@ -1,6 +1,6 @@
 """How does a Prometheus watch the native stack? With the very configuration of Compose, asked at this stack's ports.
 
-    python -m stack prometheus      writes the configuration and runs the `prometheus` that is installed, until Ctrl-C
+    python -m stack monitor         writes the configuration and runs the `prometheus` that is installed, until Ctrl-C
 
 Without one, any Prometheus of this machine can be given the file.
 """
