@@ -133,7 +133,7 @@ def _java_options(service: Service, settings: Settings) -> list[str]:
 
 def _prometheus_agent(settings: Settings) -> str:
     """Kafka has no page for Prometheus of its own; this agent serves its JMX numbers from inside, on loopback."""
-    jar = next(iter(sorted((settings.lib / "monitoring").glob("jmx_prometheus_javaagent-*.jar"))))
+    jar = max((settings.lib / "monitoring").glob("jmx_prometheus_javaagent-*.jar"))
     page = f"{HOST}:{settings.port('KAFKA_METRICS_PORT')}"
     return f"-javaagent:{jar}={page}:{settings.root / 'monitoring' / 'kafka-jmx.yml'}"
 
