@@ -27,11 +27,12 @@ COPY requirements.lock ./
 RUN python3 -m venv /opt/venv && pip install --require-hashes -r requirements.lock
 
 COPY stack ./stack
-RUN python -m stack jars --only spark && rm -rf .cache
+RUN python -m stack jars --only spark monitoring && rm -rf .cache
 
 COPY conf ./conf
 COPY hadoop.env ./
 COPY web ./web
+COPY monitoring ./monitoring
 COPY domains ./domains
 COPY engine ./engine
 COPY *.py ./

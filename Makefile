@@ -30,7 +30,7 @@ LOGS := $(PY) -m stack logs $(L)
 BUILD := true
 SHELL_COMMAND := $(PY) -m stack shell
 TAIL := $(PY) -m stack tail
-MONITORING := echo 'Prometheus for the native stack: see "Watch it" in docs/operations.md; with containers: make monitoring STACK=compose' >&2; exit 2
+MONITORING := $(PY) -m stack monitor
 else
 $(error STACK=$(STACK): allowed is native or compose)
 endif
@@ -70,7 +70,7 @@ spark-shell: $(READY) ## PySpark with Kafka's connector, HDFS and the master dat
 kafka-tail: $(READY) ## print the records of a topic as they come (T=auth_topic)
 	@$(TAIL) $(or $(T),auth_topic)
 
-monitoring: $(READY) ## Prometheus and Grafana (STACK=compose)
+monitoring: $(READY) ## watch it: Prometheus, and with STACK=compose Grafana, too
 	@$(MONITORING)
 
 clean: ## delete caches and temporary files; data, packages and jars stay

@@ -15,6 +15,7 @@ Promises raw → decode → rules → duplicates → typed log; choose H, an epo
          --full and --full --typed give equal rows. A failed check holds back that report alone: the version is published,
          its last good rows stay served, and a line on standard error names check and measured value.
          Small old segments of both logs are merged, and what dead writers staged is deleted.
+Shows    /metrics and /health on :8085.
 Exit     0 done or nothing new; 1 a named fault, or, without --every, a report of the newest version is held back; 2 a wrong
          setting; 75 start again.
 """
@@ -29,7 +30,7 @@ import structlog
 from pyspark.sql import SparkSession
 
 import domains
-from engine import build, observe
+from engine import build, metrics, observe
 from engine.compact import clean_staging, compact
 from engine.domain import DeclarationError, Domain
 from engine.events import RowsDiffer, extend_typed, forget_typed, typed_root
@@ -48,7 +49,13 @@ _log = structlog.get_logger("batch")
 
 
 def run(
-    spark: SparkSession, fs: Hdfs, domain: Domain, settings: Settings, args: argparse.Namespace, again: bool
+    spark: SparkSession,
+    fs: Hdfs,
+    domain: Domain,
+    settings: Settings,
+    args: argparse.Namespace,
+    shown: metrics.BatchMetrics,
+    again: bool,
 ) -> dict[str, str]:
     """One batch run of one domain; `again` if this process has made one before.
 
@@ -68,6 +75,7 @@ def run(
     if args.typed:
         forget_typed(fs, domain)
     rows = {stream.topic: extend_typed(spark, fs, stream, settings.hdfs_url) for stream in domain.streams}
+    shown.typed(domain.name, rows)
     _log.info(
         "typed", domain=domain.name, rows=sum(rows.values()), topics=rows, ms=round((time.monotonic() - started) * 1000)
     )
@@ -88,6 +96,7 @@ def run(
         and parent.definition_hash == domain.definition_hash
         and parent.report_hash == domain.report_hash
     )
+    newest = parent
     if same and not args.full:
         held = held_back(parent)
         _log.info("nothing new", domain=domain.name, version=parent.version, held=list(held))
@@ -102,11 +111,14 @@ def run(
             ms = round((time.monotonic() - started) * 1000)
             what = "candidate" if args.candidate else "published"
             _log.info(what, domain=domain.name, version=version.version, events=version.events, held=list(held), ms=ms)
+            newest = version
+    shown.version(domain.name, newest)
     build.refresh_plain_folders(fs, domain)
     pruned = build.prune(fs, domain, settings.keep_versions)
     if any(pruned.values()):
         _log.info("pruned", domain=domain.name, **pruned)
     merged = compact(fs, MASTER, domain.topics) + sum(compact(fs, typed_root(s), [s.topic]) for s in domain.streams)
+    shown.compacted(domain.name, merged)
     if merged:
         _log.info("compacted", domain=domain.name, segments=merged)
     return held
@@ -138,22 +150,25 @@ def main(argv: list[str] | None = None) -> None:
             for domain in chosen:
                 print("\n".join(planned(fs, *build.basis(fs, domain, args.candidate)[:2], args.full, args.typed)))
             return
-        spark = spark_session("highwater-batch", settings)
+        shown = metrics.BatchMetrics(chosen, settings.batch_interval)
+        host, port = settings.metrics_host, settings.batch_metrics_port
+        metrics.serve("batch", shown.registry, shown.health, host, port)
         rounds, any_held = 0, False
         while not stop:
+            spark = spark_session("highwater-batch", settings)
             clean_staging(fs)
             for domain in chosen:
-                with build.fresh_listing():
-                    held = run(spark, fs, domain, settings, args, again=rounds > 0)
+                with build.fresh_listing(), shown.run(domain.name):
+                    held = run(spark, fs, domain, settings, args, shown, again=rounds > 0)
                 for name, why in held.items():
                     print(f"held: {domain.name} report '{name}': {why}", file=sys.stderr)
                 any_held = any_held or bool(held)
+            observe.stop_spark(spark)  # an executor that waits for the next round would take memory from other jobs
             if not settings.batch_interval:
                 break
             rounds += 1
             empty = any(build.basis(fs, domain, args.candidate)[1].events == 0 for domain in chosen)
             stop.sleep(min(settings.batch_interval, EMPTY_SECONDS) if empty else settings.batch_interval)
-        observe.stop_spark(spark)
         if any_held and not settings.batch_interval:
             sys.exit(observe.EXIT_FAULT)
 

@@ -9,6 +9,7 @@ Keeps    /checkpoints/ingest/<domain>, Spark's own notes; thrown away at every s
 Promises source → trim to the head → stage → check → publish by a rename that refuses an existing name. A crash at any
          line, a second writer or a lost checkpoint neither loses nor doubles a record. Offsets that Kafka deleted too
          early, a replaced log and a compacted topic are refused by name; so is the hole that a transaction's marker leaves.
+Shows    /metrics and /health on :8083.
 Exit     0 stopped; 1 a named fault; 2 a wrong setting; 75 start again (HDFS or Kafka away, topic made anew).
 """
 
@@ -25,11 +26,12 @@ from pyspark.errors import StreamingQueryException
 from pyspark.sql import DataFrame, SparkSession
 
 import domains
-from engine import kafka, log, observe
+from engine import kafka, log, metrics, observe
 from engine.continuity import DataExpired, LogReplaced, check_continuity
 from engine.domain import DeclarationError, Domain
 from engine.hdfs import Hdfs, HdfsUnavailable
 from engine.log import MASTER, LogReader, OffsetGap, Piece
+from engine.progress import Progress
 from engine.session import spark_session
 from engine.settings import Settings, SettingsError, add_flags, environment, from_args
 
@@ -53,8 +55,15 @@ _log = structlog.get_logger("ingest")
 class Ingest:
     """One domain's streaming query: what a micro-batch needs to know."""
 
-    def __init__(self, spark: SparkSession, domain: Domain, settings: Settings, ending: observe.Ending) -> None:
-        self.spark, self.domain, self.settings, self.ending = spark, domain, settings, ending
+    def __init__(
+        self,
+        spark: SparkSession,
+        domain: Domain,
+        settings: Settings,
+        ending: observe.Ending,
+        shown: metrics.QueryMetrics,
+    ) -> None:
+        self.spark, self.domain, self.settings, self.ending, self.shown = spark, domain, settings, ending, shown
         self.fs = Hdfs(settings.hdfs_url, settings.hadoop_user_name)
         self.reader = LogReader(self.fs)
         self.admin, self.consumer = kafka.admin(settings), kafka.consumer(settings)
@@ -101,6 +110,13 @@ class Ingest:
             return
         with self.ending.watching():
             started = time.monotonic()
+            attempts = 0
+
+            def stage(heads: Mapping[tuple[str, str, str], int], staging: str) -> list[Piece]:
+                nonlocal attempts
+                attempts += 1
+                return self.stage(rows, heads, staging)
+
             self.check()
             if self.settings.show_previews:
                 rows.selectExpr("topic", "partition", "offset", "CAST(value AS STRING) AS value").show(5, truncate=100)
@@ -108,10 +124,10 @@ class Ingest:
                 self.fs,
                 MASTER,
                 self.heads,
-                lambda heads, staging: self.stage(rows, heads, staging),
+                stage,
                 f"ingest-{self.domain.name}",
             )
-            self.report(batch, pieces, started)
+            self.report(batch, pieces, attempts - 1, started)
 
     def stage(self, rows: DataFrame, heads: Mapping[tuple[str, str, str], int], staging: str) -> list[Piece]:
         """Write the rows at or above the heads below `staging`, one file per partition, and read back what is there."""
@@ -126,7 +142,7 @@ class Ingest:
             )
         return pieces
 
-    def report(self, batch: int, pieces: list[Piece], started: float) -> None:
+    def report(self, batch: int, pieces: list[Piece], lost: int, started: float) -> None:
         heads = self.heads()
         ends = {
             topic: {int(p): head for (t, _, p), head in heads.items() if t == topic} for topic in self.domain.topics
@@ -136,13 +152,15 @@ class Ingest:
             topic: sum(piece.end - piece.first for piece in pieces if piece.topic == topic)
             for topic in self.domain.topics
         }
+        seconds = time.monotonic() - started
+        self.shown.committed(self.domain.name, rows, len(pieces), ends, lost, seconds)
         _log.info(
             "committed",
             domain=self.domain.name,
             batch=batch,
             rows=sum(rows.values()),
             topics=rows,
-            ms=round((time.monotonic() - started) * 1000),
+            ms=round(seconds * 1000),
         )
 
     def start(self) -> object:
@@ -218,11 +236,15 @@ def main(argv: list[str] | None = None) -> None:
             admit(args, chosen, settings)
             return
         ending = observe.Ending(observe.Stop())
+        shown = metrics.QueryMetrics("ingest", chosen, settings.trigger_interval)
+        host, port = settings.metrics_host, settings.ingest_metrics_port
+        metrics.serve("ingest", shown.registry, shown.life.told, host, port)
         spark = spark_session("highwater-ingest", settings)
-        ingests = [Ingest(spark, domain, settings, ending) for domain in chosen]
+        spark.streams.addListener(Progress(shown))
+        ingests = [Ingest(spark, domain, settings, ending, shown) for domain in chosen]
         queries = [ingest.start() for ingest in ingests]
         _log.info("started", domains=[domain.name for domain in chosen], every_seconds=settings.trigger_interval)
-        observe.await_queries(queries, ending)
+        observe.await_queries(queries, ending, shown.life.beat)
         _log.info("stopped")
         observe.stop_spark(spark)
 
@@ -232,7 +254,7 @@ def admit(args: argparse.Namespace, chosen: tuple[Domain, ...], settings: Settin
     fs = Hdfs(settings.hdfs_url, settings.hadoop_user_name)
     for domain in chosen:
         if args.accept_gap:
-            accept_gaps(Ingest(None, domain, settings, None))  # type: ignore[arg-type]
+            accept_gaps(Ingest(None, domain, settings, None, None))  # type: ignore[arg-type]
         elif args.new_log in domain.topics:
             new_log(
                 fs,

@@ -216,8 +216,7 @@ def to_kafka(
     kafka.ensure_topics(chosen, streams)
     producer = connect(chosen)
     partitions = {stream.topic: len(producer.partitions_for(stream.topic)) for stream in streams}
-    if chosen.producer_metrics_port:
-        serve_metrics(tally, chosen.metrics_host, chosen.producer_metrics_port)
+    serve_metrics(tally, chosen.metrics_host, chosen.producer_metrics_port)
     journal = Path(args.journal).open("a", encoding="utf-8", buffering=1) if args.journal else None  # noqa: SIM115
     patience = 1.5 * chosen.send_timeout_sec + 5
     finished, moved, look_at = 0, time.monotonic(), 0.0

@@ -8,6 +8,7 @@ Keeps    /checkpoints/speed/<domain>, Spark's own notes; thrown away at every st
 Promises trim to the chain's end → decode → rules → duplicates → partial aggregates → one file, one rename. No Spark
          state, no watermark: late events land in their window. Two stream jobs, a crash at any line or a lost
          checkpoint neither lose nor double an event. It never writes for a version of another definition.
+Shows    /metrics and /health on :8084.
 Exit     0 stopped; 1 a named fault; 2 a wrong setting; 75 start again (definition_changed, HDFS or Kafka away).
 """
 
@@ -27,17 +28,18 @@ from pyspark.sql import functions as F
 
 import domains
 from engine import chain as chain_of
-from engine import fold, kafka, observe, versions
+from engine import fold, kafka, metrics, observe, versions
 from engine.continuity import DataExpired, LogReplaced
 from engine.decode import decode_domain, decoded_columns
 from engine.domain import DeclarationError, Domain
 from engine.hdfs import Hdfs, HdfsUnavailable
 from engine.log import OffsetGap
 from engine.measures import stored_ddl
+from engine.progress import Progress
 from engine.quality import judged
 from engine.session import file_writer, spark_session
 from engine.settings import Settings, SettingsError, add_flags, environment, from_args
-from engine.speed import NewChain, SpeedLog
+from engine.speed import NewChain, NextEpoch, SpeedLog
 from engine.versions import VersionUnknown
 
 CHECKPOINTS = "/checkpoints/speed"
@@ -48,8 +50,15 @@ _log = structlog.get_logger("stream")
 class Speed:
     """One domain's streaming query: what a micro-batch needs to know."""
 
-    def __init__(self, spark: SparkSession, domain: Domain, settings: Settings, ending: observe.Ending) -> None:
-        self.spark, self.domain, self.settings, self.ending = spark, domain, settings, ending
+    def __init__(
+        self,
+        spark: SparkSession,
+        domain: Domain,
+        settings: Settings,
+        ending: observe.Ending,
+        shown: metrics.QueryMetrics,
+    ) -> None:
+        self.spark, self.domain, self.settings, self.ending, self.shown = spark, domain, settings, ending, shown
         self.log = SpeedLog.open(Hdfs(settings.hdfs_url, settings.hadoop_user_name), domain, settings)
         self.write = file_writer(spark)
         fields = [
@@ -71,11 +80,13 @@ class Speed:
             typed = self.judge(decoded)
             positions = self.positions(typed)
             self.log.check_topics()
+            lost = 0
             while (epoch := self.log.next_epoch(positions)) is not None:
                 partials = self.partials(typed, epoch.trim, epoch.duplicates)
                 if self.log.append(epoch, partials, self.write):
-                    self.report(batch, epoch, started)
+                    self.report(batch, epoch, lost, started)
                     break
+                lost += 1
             decoded.unpersist()
 
     def decode(self, rows: DataFrame) -> DataFrame:
@@ -137,13 +148,15 @@ class Speed:
             print(table.slice(0, 5).to_pylist())
         return {view.name: chain_of.rows_of(table, view.name) for view in self.domain.views}
 
-    def report(self, batch: int, epoch: Any, started: float) -> None:
+    def report(self, batch: int, epoch: NextEpoch, lost: int, started: float) -> None:
         ends = {
             topic: {int(p): o for p, o in epoch.end.get(topic, {}).get(lg, {}).items()}
             for topic, lg in self.log.logs.items()
         }
         kafka.publish_lag(self.log.admin, f"highwater.stream.{self.domain.name}", ends)
-        ms = round((time.monotonic() - started) * 1000)
+        seconds = time.monotonic() - started
+        self.shown.committed(self.domain.name, epoch.rows, 1, ends, lost, seconds)
+        self.shown.epoch(self.domain.name, self.log.chain.number, epoch.number, epoch.counts)
         _log.info(
             "epoch",
             domain=self.domain.name,
@@ -151,7 +164,7 @@ class Speed:
             chain=self.log.chain.number,
             epoch=epoch.number,
             **epoch.summary,
-            ms=ms,
+            ms=round(seconds * 1000),
         )
 
     def start(self) -> Any:
@@ -191,16 +204,20 @@ def main(argv: list[str] | None = None) -> None:
         chosen = tuple(versions.definition_followed(fs, domain) for domain in chosen)
         stop = observe.Stop()
         # Small jobs, many of them: adaptive planning would cost more than it saves.
+        shown = metrics.QueryMetrics("stream", chosen, settings.stream_trigger_interval)
+        host, port = settings.metrics_host, settings.stream_metrics_port
+        metrics.serve("stream", shown.registry, shown.life.told, host, port)
         spark = spark_session(
             "highwater-stream", settings, {"spark.sql.adaptive.enabled": "false", "spark.sql.shuffle.partitions": "2"}
         )
+        spark.streams.addListener(Progress(shown))
         while not stop:
             ending = observe.Ending(stop)
-            speeds = [Speed(spark, domain, settings, ending) for domain in chosen]
+            speeds = [Speed(spark, domain, settings, ending, shown) for domain in chosen]
             queries = [speed.start() for speed in speeds]
             _log.info("started", chains={speed.domain.name: speed.log.chain.number for speed in speeds})
             try:
-                observe.await_queries(queries, ending)
+                observe.await_queries(queries, ending, shown.life.beat)
             except NewChain as reason:
                 _log.info("new chain", reason=str(reason))
         _log.info("stopped")

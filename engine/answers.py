@@ -17,13 +17,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import structlog
 from fastapi import Request, Response
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import Counter, Gauge, Histogram, generate_latest
 from starlette.exceptions import HTTPException
 
 from engine import proof, tail, versions
 from engine.domain import Domain, Report, View
 from engine.log import Partition
 from engine.measures import arrow_type
+from engine.metrics import new_registry, unix_seconds
 from engine.notation import encode
 from engine.openapi import describe
 from engine.parameters import BadQuery, Params, collected, limit_of, one_of, report_query, time_of, typed, view_query
@@ -353,7 +354,7 @@ class Measured:
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._registry = CollectorRegistry()
+        self._registry = new_registry()
         own: dict[str, Any] = {"registry": self._registry}
         self._requests = Counter("highwater_serving_requests_total", "Requests", ["route", "status"], **own)
         buckets = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -361,15 +362,25 @@ class Measured:
             "highwater_serving_request_seconds", "Time to answer", ["route"], buckets=buckets, **own
         )
         gauges = {
-            "staleness_seconds": "Seconds since all of Kafka's ends were covered",
-            "coverage_offsets": "Sum of the offsets of the coverage",
-            "version": "Batch version that is served",
-            "complete": "1 if nothing below coverage is missing",
-            "balanced": "1 if the ledger balances",
+            "staleness_seconds": ("Seconds since all of Kafka's ends were covered",),
+            "coverage_offsets": ("Sum of the offsets of the coverage",),
+            "version": ("Batch version that is served",),
+            "version_timestamp_seconds": ("When that version was made",),
+            "complete": ("1 if nothing below coverage is missing",),
+            "missing_offsets": ("Offsets below coverage that are in no answer",),
+            "balanced": ("1 if the ledger balances",),
+            "unbalanced_partitions": ("Partitions whose ledger does not balance",),
+            "events": ("Good events below coverage", "part"),
+            "quarantined_rows": ("Rows with a problem below coverage", "problem"),
+            "lag_offsets": ("Offsets that a layer still has to do: ingest, typed (batch) or stream", "topic", "layer"),
         }
         self._gauges = {
-            name: Gauge(f"highwater_serving_{name}", text, ["domain"], **own) for name, text in gauges.items()
+            name: Gauge(f"highwater_serving_{name}", text, ["domain", *labels], **own)
+            for name, (text, *labels) in gauges.items()
         }
+        self._silence = Gauge(
+            "highwater_serving_source_silence_seconds", "Since the last answer of HDFS or Kafka", ["source"], **own
+        )
 
     async def around(self, request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
         started = time.perf_counter()
@@ -386,13 +397,32 @@ class Measured:
 
     def text(self) -> bytes:
         """The state now, in Prometheus' format."""
+        now = self._service.clock()
+        for source, heard in self._service.heard.items():
+            self._silence.labels(source).set(now - heard)
         for name, loader in self._service.loaders.items():
-            if loader.current is None:
-                continue
-            told = self._service.watches[name].ledger(loader.current, self._service.clock())
-            coverage = loader.current.coverage
-            reach = sum(offset for logs in coverage.values() for parts in logs.values() for offset in parts.values())
-            self._gauges["coverage_offsets"].labels(name).set(reach)
-            for gauge in ("staleness_seconds", "version", "complete", "balanced"):
-                self._gauges[gauge].labels(name).set(float(told[gauge]))
+            # Before the first version and the first epoch nothing is covered, and everything lags.
+            self._tell(name, self._service.watches[name].ledger(loader.current or loader.beginning(), now))
         return generate_latest(self._registry)
+
+    def _tell(self, domain: str, ledger: Mapping[str, Any]) -> None:
+        for name in ("staleness_seconds", "version", "complete", "balanced"):
+            self._gauges[name].labels(domain).set(float(ledger[name]))
+        reach = [o for logs in ledger["as_of"]["coverage"].values() for by in logs.values() for o in by.values()]
+        self._gauges["coverage_offsets"].labels(domain).set(sum(reach))
+        missing = sum(found["end"] - found["start"] for found in ledger["missing"])
+        self._gauges["missing_offsets"].labels(domain).set(missing)
+        unbalanced = sum(not row["balanced"] for row in ledger["partitions"])
+        self._gauges["unbalanced_partitions"].labels(domain).set(unbalanced)
+        if (created := unix_seconds(ledger["created_at"])) is not None:
+            self._gauges["version_timestamp_seconds"].labels(domain).set(created)
+        for part in ("batch", "speed"):
+            self._gauges["events"].labels(domain, part).set(ledger["events"][part])
+        for problem, rows in ledger["quarantined"].items():
+            self._gauges["quarantined_rows"].labels(domain, problem).set(rows)
+        lags: dict[tuple[str, str], int] = {}
+        for row in ledger["partitions"]:
+            for layer, offsets in row["lag"].items():
+                lags[row["topic"], layer] = lags.get((row["topic"], layer), 0) + offsets
+        for (topic, layer), offsets in lags.items():
+            self._gauges["lag_offsets"].labels(domain, topic, layer).set(max(0, offsets))

@@ -9,7 +9,7 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -74,6 +74,8 @@ def exit_codes(
     usage: tuple[type[Exception], ...], faults: tuple[type[Exception], ...], again: tuple[type[Exception], ...]
 ) -> Iterator[None]:
     """Turn an operator's mistake, a named fault or "start me again" into one line and its exit code; a bug keeps its traceback."""
+    # HDFS refuses a user: see `python -m engine.prepare folders`.
+    named: tuple[type[Exception], ...] = (PermissionError, *faults)
     try:
         yield
     except again as error:  # first: a service that is away is an OSError, too
@@ -82,7 +84,7 @@ def exit_codes(
     except usage as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_USAGE)
-    except (PermissionError, *faults) as error:  # of HDFS: see `python -m engine.prepare folders`
+    except named as error:
         print(f"fault: {error}", file=sys.stderr)
         sys.exit(EXIT_FAULT)
 
@@ -111,14 +113,18 @@ class Ending:
             raise
 
 
-def await_queries(queries: list[Any], ending: Ending) -> None:
+def await_queries(queries: list[Any], ending: Ending, beat: Callable[[], None]) -> None:
     """Wait until a streaming query ends or a stop signal comes; then let the others finish their micro-batch.
+
+    Args:
+        beat: called about once a second while all of them run.
 
     Raises:
         What the micro-batch raised, else Spark's own StreamingQueryException.
     """
     try:
         while not ending and all(query.isActive for query in queries):
+            beat()
             queries[0].awaitTermination(1)
         deadline = time.monotonic() + STOP_SECONDS
         while (active := [query for query in queries if query.isActive]) and time.monotonic() < deadline:

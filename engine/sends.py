@@ -13,17 +13,15 @@ import sys
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from socketserver import ThreadingMixIn
 from typing import Any
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from engine import metrics
 from engine.domain import Stream
 from engine.notation import cell
 
@@ -154,34 +152,16 @@ def report_progress(tally: Tally) -> Iterator[None]:
             print(file=sys.stderr)
 
 
-class _Server(ThreadingMixIn, WSGIServer):
-    daemon_threads = True
-
-
-class _Quiet(WSGIRequestHandler):
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-        """Say nothing: a scrape every few seconds is no news."""
-
-
 def serve_metrics(tally: Tally, host: str, port: int) -> None:
-    """Serve `/metrics` and `/health` from a thread; a port that is taken costs the metrics, not the run."""
-    registry = CollectorRegistry()
+    """Serve the counts at `/metrics` and `/health`; see `engine.metrics.serve`."""
+    registry = metrics.new_registry()
     registry.register(tally)
-    metrics = make_wsgi_app(registry)
 
-    def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        if environ["PATH_INFO"] != "/health":
-            return metrics(environ, start_response)  # type: ignore[no-any-return]
-        start_response("200 OK", [("Content-Type", "application/json")])
+    def health() -> tuple[bool, dict[str, Any]]:
         state = {"acknowledged": sum(tally.acked.values()), "failed": sum(tally.failed.values())}
-        return [json.dumps({"status": "ok", **state, "waiting": tally.unfinished}).encode()]
+        return True, {"status": "ok", **state, "waiting": tally.unfinished}
 
-    try:
-        server = make_server(host, port, answer, _Server, _Quiet)
-    except OSError as error:
-        print(f"producer: no metrics on {host}:{port} ({error.strerror}); set PRODUCER_METRICS_PORT", file=sys.stderr)
-        return
-    threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
+    metrics.serve("producer", registry, health, host, port)
 
 
 class FileSink:

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +52,7 @@ def spark_session(name: str, settings: Settings, conf: dict[str, str] | None = N
         "spark.hadoop.dfs.client.block.write.locateFollowingBlock.initial.delay.ms": "10",
         "spark.hadoop.dfs.client.block.write.locateFollowingBlock.retries": "12",
         "spark.sql.execution.arrow.pyspark.enabled": "true",
-        "spark.sql.warehouse.dir": tempfile.mkdtemp(
-            prefix="highwater-warehouse-"
-        ),  # unused, but Spark makes the folder
+        "spark.sql.warehouse.dir": _warehouse(),
         "spark.ui.showConsoleProgress": "false",
         **(conf or {}),
     }
@@ -85,6 +84,13 @@ def file_writer(spark: SparkSession) -> Callable[[str, bytes], None]:
     return create
 
 
+@cache  # a process may start one session after the other
+def _warehouse() -> str:
+    """An empty folder: unused, but Spark makes one."""
+    return tempfile.mkdtemp(prefix="highwater-warehouse-")
+
+
+@cache
 def _our_code() -> str:
     """Zip engine and domains, so that Python tasks find them on any executor."""
     path = str(Path(tempfile.mkdtemp(prefix="highwater-code-")) / "highwater.zip")

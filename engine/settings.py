@@ -205,6 +205,9 @@ class Settings:
     metrics_host: str = _is(
         "127.0.0.1", _matching(r"[^\s/]+", "a host name or address"), "Address on which the metrics ports listen."
     )
+    ingest_metrics_port: int = _is("8083", _PORT, "Port of ingest's `/metrics` and `/health`; 0 = off.")
+    stream_metrics_port: int = _is("8084", _PORT, "Port of the speed layer's `/metrics` and `/health`; 0 = off.")
+    batch_metrics_port: int = _is("8085", _PORT, "Port of the batch layer's `/metrics` and `/health`; 0 = off.")
     log_format: str = _is("console", _choice("console", "json"), "How log lines look.")
     log_level: str = _is(
         "INFO", _choice("DEBUG", "INFO", "WARNING", "ERROR"), "From which level on log lines are printed."

@@ -62,6 +62,14 @@ class NextEpoch:
                         totals[problem] = totals.get(problem, 0) + rows
         return {"rows": sum(totals.values()), **totals}
 
+    @property
+    def rows(self) -> dict[str, int]:
+        """Rows by topic, good ones and others."""
+        return {
+            topic: sum(sum(problems.values()) for by in logs.values() for problems in by.values())
+            for topic, logs in self.counts.items()
+        }
+
 
 class SpeedLog:
     """The chain of one domain that this process extends."""

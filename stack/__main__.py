@@ -8,6 +8,7 @@ python -m stack jars        fetch what is missing in lib/, verify all of it
 python -m stack tail TOPIC  print the records of a topic as they come
 python -m stack shell       PySpark with the connector, HDFS and the master dataset ready
 python -m stack doctor      find what would fail, and the command that mends it
+python -m stack monitor     watch it: runs the installed Prometheus on this stack's addresses
 python -m stack reset       stop all and wipe data, checkpoints and topics together
 """
 
@@ -21,7 +22,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from stack import jars, lifecycle
+from stack import jars, lifecycle, monitoring
 from stack.config import spark_home
 from stack.layers import LAYERS, log_file
 from stack.process import tail
@@ -118,6 +119,11 @@ def _doctor(settings: Settings, args: argparse.Namespace) -> int:
     return 1 if findings else 0
 
 
+def _monitor(settings: Settings, args: argparse.Namespace) -> int:
+    monitoring.run(settings)
+    return 0  # not reached: this process has become Prometheus
+
+
 def _reset(settings: Settings, args: argparse.Namespace) -> int:
     for folder, meaning in (
         (settings.data, "Kafka topics, ZooKeeper, HDFS with all data, views and checkpoints"),
@@ -170,6 +176,7 @@ def _parser() -> argparse.ArgumentParser:
         ("down", _down, "stop all services; data stays"),
         ("status", _status, "one line per service; exit 1 unless all answer"),
         ("shell", _shell, "PySpark with the connector, HDFS and the master dataset ready"),
+        ("monitor", _monitor, "run the installed Prometheus on this stack's addresses"),
         ("env", _env, "print export lines for clients"),
         ("doctor", _doctor, "find what would fail and the fix; changes nothing; exit 1 if it finds something"),
     ):

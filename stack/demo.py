@@ -135,7 +135,9 @@ def board(settings: Settings, url: str, domains: str, ledger: dict[str, Any], be
     for service in SERVICES:
         say(f"{service.name:<14}{service.url(settings)}")
     say(f"{'dashboard':<14}{url}/")
-    say(f"{'producer':<14}http://localhost:{os.environ.get('PRODUCER_METRICS_PORT') or '8082'}/metrics")
+    for layer in ("producer", "ingest", "stream", "batch"):
+        if metrics := settings.layer_ports[f"{layer.upper()}_METRICS_PORT"]:
+            say(f"{layer:<14}http://localhost:{metrics}/metrics")
     for domain in ledger.get("domains", []):
         events = domain["events"]
         say(

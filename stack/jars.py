@@ -28,7 +28,7 @@ from stack.settings import ROOT, StackError
 
 LOCK = ROOT / "stack" / "jars.lock"
 TOKEN_PROVIDER = "spark/spark-token-provider-kafka-0-10_2.13"  # the one artifact with several legal versions
-CONFS = ("spark", "kafka", "hdfs")
+CONFS = ("spark", "kafka", "hdfs", "monitoring")
 TRIES = 4
 
 

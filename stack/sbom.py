@@ -41,6 +41,7 @@ JARS = {
     "jackson-module-*": ("com.fasterxml.jackson.module", APACHE),
     "jackson-*": ("com.fasterxml.jackson.core", APACHE),
     "jaxb-api": ("javax.xml.bind", "CDDL-1.1 OR GPL-2.0-only WITH Classpath-exception-2.0"),
+    "jmx_prometheus_*": ("io.prometheus.jmx", APACHE),
     "jopt-simple": ("net.sf.jopt-simple", "MIT"),
     "jose4j": ("org.bitbucket.b_c", APACHE),
     "kafka-*": ("org.apache.kafka", APACHE),

@@ -10,7 +10,7 @@ from pathlib import Path
 from stack import probes
 from stack.config import spark_environment, spark_home
 from stack.java import find_java
-from stack.settings import USER, Settings, load
+from stack.settings import HOST, USER, Settings, load
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Service:
 
 
 ZOOKEEPER = Service("zookeeper", ("ZOOKEEPER_PORT",), probes.zookeeper, "localhost:{ZOOKEEPER_PORT}", heap_mb=256)
-KAFKA = Service("kafka", ("KAFKA_PORT",), probes.kafka, "localhost:{KAFKA_PORT}")
+KAFKA = Service("kafka", ("KAFKA_PORT", "KAFKA_METRICS_PORT"), probes.kafka, "localhost:{KAFKA_PORT}")
 NAMENODE = Service(
     "namenode", ("HDFS_PORT", "NAMENODE_UI_PORT"), probes.namenode, "http://localhost:{NAMENODE_UI_PORT}"
 )
@@ -122,12 +122,20 @@ def _java_options(service: Service, settings: Settings) -> list[str]:
     return [
         f"-Xmx{service.heap_mb}m",
         *(SMALL_JVM.split() if service == ZOOKEEPER else ()),
+        *((_prometheus_agent(settings),) if service == KAFKA else ()),
         "-Djava.net.preferIPv4Stack=true",
         f"-Djava.io.tmpdir={service.folder(settings)}",
         f"-Dhighwater.service={service.name}",  # tells a reader of `ps` whose java this is
         "-cp",
         f"{conf}:{settings.lib / family}/*",
     ]
+
+
+def _prometheus_agent(settings: Settings) -> str:
+    """Kafka has no page for Prometheus of its own; this agent serves its JMX numbers from inside, on loopback."""
+    jar = max((settings.lib / "monitoring").glob("jmx_prometheus_javaagent-*.jar"))
+    page = f"{HOST}:{settings.port('KAFKA_METRICS_PORT')}"
+    return f"-javaagent:{jar}={page}:{settings.root / 'monitoring' / 'kafka-jmx.yml'}"
 
 
 def _spark_arguments(service: Service, settings: Settings) -> list[str]:

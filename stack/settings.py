@@ -27,6 +27,7 @@ PORTS: Mapping[str, int] = MappingProxyType(
     {
         "ZOOKEEPER_PORT": 2181,
         "KAFKA_PORT": 9092,
+        "KAFKA_METRICS_PORT": 5556,
         "HDFS_PORT": 9000,
         "NAMENODE_UI_PORT": 9870,
         "DATANODE_PORT": 9866,
@@ -35,6 +36,17 @@ PORTS: Mapping[str, int] = MappingProxyType(
         "SPARK_MASTER_PORT": 7077,
         "SPARK_MASTER_UI_PORT": 8080,
         "SPARK_WORKER_UI_PORT": 8081,
+        "PROMETHEUS_PORT": 9090,
+    }
+)
+# Of the scripts, which read them themselves (engine/settings.py): what Prometheus asks. 0 = off.
+LAYER_PORTS: Mapping[str, int] = MappingProxyType(
+    {
+        "SERVING_PORT": 8000,
+        "PRODUCER_METRICS_PORT": 8082,
+        "INGEST_METRICS_PORT": 8083,
+        "STREAM_METRICS_PORT": 8084,
+        "BATCH_METRICS_PORT": 8085,
     }
 )
 
@@ -50,6 +62,7 @@ class Settings:
     var: Path
     root: Path = ROOT
     ports: Mapping[str, int] = field(default_factory=lambda: PORTS)
+    layer_ports: Mapping[str, int] = field(default_factory=lambda: LAYER_PORTS)
     worker_cores: int = 8  # virtual: several small streaming applications share them
     worker_memory: str = "8g"
     python: str = sys.executable  # executors need the very packages of this one
@@ -111,6 +124,9 @@ def load(environ: Mapping[str, str] | None = None, env_file: Path = ROOT / ".env
     settings = Settings(
         var=(var if var.is_absolute() else ROOT / var).resolve(),
         ports=MappingProxyType({name: _port(name, values.get(name, str(PORTS[name]))) for name in PORTS}),
+        layer_ports=MappingProxyType(
+            {name: _port(name, values.get(name, str(LAYER_PORTS[name])), lowest=0) for name in LAYER_PORTS}
+        ),
         worker_cores=_cores(values.get("SPARK_WORKER_CORES", "8")),
         worker_memory=_memory(values.get("SPARK_WORKER_MEMORY", "8g")),
     )
@@ -174,9 +190,9 @@ def _env_lines(path: Path) -> dict[str, str]:
     return {name: value.strip().strip("\"'") for name, value in pairs if value.strip()}
 
 
-def _port(name: str, text: str) -> int:
-    if not text.isdigit() or not 0 < int(text) < 65536:
-        raise StackError(f"{name}: {text!r} is not a port; give a number from 1 to 65535")
+def _port(name: str, text: str, lowest: int = 1) -> int:
+    if not text.isdigit() or not lowest <= int(text) < 65536:
+        raise StackError(f"{name}: {text!r} is not a port; give a number from {lowest} to 65535")
     return int(text)
 
 

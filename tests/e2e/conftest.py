@@ -35,11 +35,14 @@ class Pipeline:
 
     def __init__(self, stack: Stack, folder: Path, root: Path = ROOT, domain: str = "learning") -> None:
         self.folder, self.root, self.domain = folder, root, domain
-        self.port = free_ports(["serving"])["serving"]
+        self.ports = free_ports(["serving", "ingest", "stream"])
+        self.port = self.ports["serving"]
         self.url = f"http://127.0.0.1:{self.port}"
         # local[2]: the layers start faster without an executor each; `make demo` runs them on the Spark master.
         self.env = {**os.environ, **stack.env, "SPARK_MASTER": "local[2]", "SERVING_PORT": str(self.port)}
-        self.env |= {"PRODUCER_METRICS_PORT": "0", "PYTHONUNBUFFERED": "1", "DOMAIN": domain, "PYTHONPATH": str(root)}
+        self.env |= {f"{layer.upper()}_METRICS_PORT": str(self.ports[layer]) for layer in ("ingest", "stream")}
+        self.env |= {"PRODUCER_METRICS_PORT": "0", "BATCH_METRICS_PORT": "0"}
+        self.env |= {"PYTHONUNBUFFERED": "1", "DOMAIN": domain, "PYTHONPATH": str(root)}
         # Short runs over few events: on two cores the optimising compiler would cost more than the work itself.
         self.env["JDK_JAVA_OPTIONS"] = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
         self.hdfs = Hdfs(stack.env["HDFS_URL"], "hadoop")

@@ -62,7 +62,7 @@ def megabytes(limit: str | int) -> float:
     ("line", "broken"),
     [
         ("      zookeeper: {condition: service_healthy}", "      zookeper: {condition: service_healthy}"),
-        ("    mem_limit: 512m", "    mem_limit: much"),
+        ("    mem_limit: 480m", "    mem_limit: much"),
         ("      - kafka-data:/var/lib/kafka/data", "      - kafka-dta:/var/lib/kafka/data"),
         ("    env_file: [conf/kafka.env]", "    env_files: [conf/kafka.env]"),
     ],

@@ -7,6 +7,7 @@ import csv
 import dataclasses
 import io
 import json
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -384,6 +385,16 @@ def test_metrics_tell_the_state(filled: Api) -> None:
         'highwater_serving_balanced{domain="shop"} 1.0' in text
         and 'highwater_serving_version{domain="shop"} 1.0' in text
     )
+    told = dict(re.findall(r'^highwater_serving_(\w+)\{domain="shop",?([^}]*\} \S+)$', text, re.M))
+    ledger = filled.json("/v1/ledger")["domains"][0]
+    parts = dict(re.findall(r'serving_events\{domain="shop",part="(\w+)"\} (\S+)', text))
+    assert {part: int(float(rows)) for part, rows in parts.items()} == {
+        p: ledger["events"][p] for p in ("batch", "speed")
+    }
+    lags = re.findall(r'serving_lag_offsets\{domain="shop",layer="stream",topic="(\w+)"\} (\S+)', text)
+    assert sum(float(lag) for _, lag in lags) == sum(row["lag"]["stream"] for row in ledger["partitions"])
+    assert {"version_timestamp_seconds", "unbalanced_partitions", "missing_offsets"} <= set(told)
+    assert 'source_silence_seconds{source="Kafka"}' in text
 
 
 def _recount(tmp_path: Path, body: str) -> tuple[str, ...]:

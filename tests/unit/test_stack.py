@@ -16,7 +16,7 @@ import pytest
 
 from stack import config, demo, doctor, jars, lifecycle, ports, process
 from stack.java import JavaError, find_java
-from stack.services import environment
+from stack.services import KAFKA, command, environment
 from stack.settings import PORTS, Settings, StackError, free_ports, load, save_ports
 
 JAR = "spark/a-1.jar"
@@ -81,6 +81,13 @@ def test_kafka_listens_on_loopback_and_never_elects_an_unclean_leader(settings: 
     assert properties["advertised.listeners"] == f"PLAINTEXT://localhost:{settings.port('KAFKA_PORT')}"
     assert properties["unclean.leader.election.enable"] == "false"
     assert properties["zookeeper.session.timeout.ms"] == "3000"
+
+
+def test_kafka_shows_its_numbers_on_loopback(settings: Settings) -> None:
+    page = f"127.0.0.1:{settings.port('KAFKA_METRICS_PORT')}"
+    agent = next(word for word in command(KAFKA, settings) if word.startswith("-javaagent:"))
+    assert agent.endswith(f"={page}:{settings.root / 'monitoring' / 'kafka-jmx.yml'}")
+    assert Path(agent.removeprefix("-javaagent:").partition("=")[0]).is_file()
 
 
 def test_spark_defaults_name_every_jar_with_its_absolute_path(settings: Settings, tmp_path: Path) -> None:
