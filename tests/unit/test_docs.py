@@ -130,7 +130,8 @@ def test_every_make_target_that_is_named_exists_and_every_target_is_named() -> N
 
 @EACH
 def test_upper_case_names_are_settings_or_stand_in_the_code(name: str) -> None:
-    files = (path for folder in (".", "engine", "stack", "domains") for path in (ROOT / folder).glob("*.py"))
+    scripts = (path for folder in (".", "engine", "stack", "domains") for path in (ROOT / folder).glob("*.py"))
+    files = (*scripts, ROOT / "docker-compose.yml")
     names = [*(s.name for s in settings.SETTINGS), *(name for domain in DOMAINS for name in domain.settings)]
     sources = "\n".join([*names, *(path.read_text(encoding="utf-8") for path in files)])
     for word in {w for span in code_spans(TEXTS[name]) for w in re.findall(r"\b[A-Z]+(?:_[A-Z]+)+\b", span)}:
