@@ -30,7 +30,7 @@ from engine.parameters import BadQuery, Params, collected, limit_of, one_of, rep
 from engine.query import Query, fetch_rows, fetch_table, jsonable
 from engine.reply import HEADERS, Problem, body
 from engine.service import Service
-from engine.snapshot import Snapshot
+from engine.snapshot import Snapshot, beginning
 
 QUARANTINE_COLUMNS = (
     "domain",
@@ -89,7 +89,7 @@ def ledger(service: Service, params: Params) -> dict[str, Any]:
     told = []
     for domain in chosen:
         loader = service.loaders[domain.name]
-        told.append(service.watches[domain.name].ledger(loader.current or loader.beginning(), now))
+        told.append(service.watches[domain.name].ledger(loader.current or beginning(domain), now))
     return {"domains": told}
 
 

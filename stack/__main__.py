@@ -1,6 +1,6 @@
 """The command line of the native stack.
 
-python -m stack up          start ZooKeeper, Kafka, HDFS and Spark; start again what died
+python -m stack up          start ZooKeeper, Kafka, HDFS and Spark (--with cassandra: that, too); start again what died
 python -m stack status      one line per service; exit 1 unless all answer
 python -m stack env         lines for a shell: eval "$(python -m stack env)"
 python -m stack down        stop all; data stays
@@ -20,7 +20,7 @@ from pathlib import Path
 
 from stack import jars, lifecycle
 from stack.process import tail
-from stack.services import SERVICES, environment
+from stack.services import environment, services
 from stack.settings import Settings, StackError, load
 
 
@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _up(settings: Settings, args: argparse.Namespace) -> int:
     began = time.monotonic()
+    settings = settings.with_cassandra() if args.extra else settings
     settings = lifecycle.up(settings, free=args.free_ports, say=_say)
     _say(f"all ready after {time.monotonic() - began:.1f} s; next: python -m stack status, or make demo")
     return 0
@@ -67,13 +68,13 @@ def _env(settings: Settings, args: argparse.Namespace) -> int:
 
 def _jars(settings: Settings, args: argparse.Namespace) -> int:
     began = time.monotonic()
-    fetched = jars.ensure(settings.root)
+    fetched = jars.ensure(settings.root, lifecycle.jars_of(settings.with_cassandra() if args.extra else settings))
     _say(f"jars: {'fetched and verified' if fetched else 'all there'} after {time.monotonic() - began:.1f} s")
     return 0
 
 
 def _logs(settings: Settings, args: argparse.Namespace) -> int:
-    for service in SERVICES:
+    for service in services(settings):
         _say(f"==> {service.log_file(settings)} <==\n{tail(service.log_file(settings), args.lines)}\n")
     return 0
 
@@ -112,6 +113,10 @@ def _say(line: str) -> None:
     print(line, flush=True)
 
 
+def _add_with(parser: argparse.ArgumentParser, text: str) -> None:
+    parser.add_argument("--with", dest="extra", choices=("cassandra",), help=text)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m stack", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -119,7 +124,11 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     up = commands.add_parser("up", help="start what does not run, wait until all answer")
     up.add_argument("--free-ports", action="store_true", help="choose free ports, kept until reset")
+    _add_with(up, "also start this optional service; it then belongs to the stack until down, or with free ports reset")
     up.set_defaults(run=_up)
+    fetch = commands.add_parser("jars", help="fetch the pinned jars into lib/ and verify them")
+    _add_with(fetch, "also fetch the jars of this optional service")
+    fetch.set_defaults(run=_jars)
     logs = commands.add_parser("logs", help="the last lines of every service's log")
     logs.add_argument("--lines", type=int, default=15, help="per service, default 15")
     logs.set_defaults(run=_logs)
@@ -130,7 +139,6 @@ def _parser() -> argparse.ArgumentParser:
         ("down", _down, "stop all services; data stays"),
         ("status", _status, "one line per service; exit 1 unless all answer"),
         ("env", _env, "print export lines for clients"),
-        ("jars", _jars, "fetch the pinned jars into lib/ and verify them; nothing to do if they are there"),
         ("doctor", _doctor, "find what would fail and the fix; changes nothing; exit 1 if it finds something"),
     ):
         commands.add_parser(name, help=text).set_defaults(run=run)

@@ -1,6 +1,7 @@
 """Are the pinned jars in lib/, byte for byte? If not, fetch them with the Apache Ivy that ships inside PySpark.
 
     python -m stack jars                              fetch what is missing, verify all against stack/jars.lock
+    python -m stack jars --with cassandra             also those of Cassandra
     python -m stack.jars --hash-token-provider 4.2.0  print the lock line of another version, to be added by hand
 
 Jobs never fetch anything: this runs at set-up, and costs a few milliseconds once lib/ is complete.
@@ -18,7 +19,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from stack.settings import ROOT, StackError
 LOCK = ROOT / "stack" / "jars.lock"
 TOKEN_PROVIDER = "spark/spark-token-provider-kafka-0-10_2.13"  # the one artifact with several legal versions
 CONFS = ("spark", "kafka", "hdfs")
+OPTIONAL_CONFS = ("cassandra",)  # fetched only for those who ask
 TRIES = 4
 
 
@@ -39,6 +41,11 @@ def read_lock(path: Path = LOCK) -> dict[str, str]:
     """Return `conf/file.jar` → sha-256 in hexadecimal."""
     pairs = (line.split() for line in path.read_text().splitlines() if line.strip() and not line.startswith("#"))
     return {name: digest for digest, name in pairs}
+
+
+def wanted(lock: dict[str, str], confs: Collection[str]) -> dict[str, str]:
+    """Return the part of the lock that belongs to these sets."""
+    return {name: digest for name, digest in lock.items() if name.partition("/")[0] in confs}
 
 
 def token_provider_versions(lock: dict[str, str]) -> list[str]:
@@ -68,7 +75,9 @@ def verify(lib: Path, lock: dict[str, str], *, stamp: bool = True) -> None:
     stamp_file = lib / ".verified"
     before = _read_stamp(stamp_file)
     seen: dict[str, list[str | int]] = {}
-    for path in sorted(path for conf in CONFS for path in (lib / conf).rglob("*") if not path.is_dir()):
+    for path in sorted(
+        path for conf in (*CONFS, *OPTIONAL_CONFS) for path in (lib / conf).rglob("*") if not path.is_dir()
+    ):
         name = path.relative_to(lib).as_posix()
         if name not in lock:
             raise JarError(f"{path}: not in stack/jars.lock; remove it: rm '{path}'")
@@ -90,8 +99,11 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def ensure(root: Path = ROOT) -> bool:
+def ensure(root: Path = ROOT, confs: Collection[str] = CONFS) -> bool:
     """Make lib/ complete and verified. Returns whether anything had to be fetched.
+
+    Args:
+        confs: the sets that must be there; whatever else is there is verified as well.
 
     Raises:
         JarError: a file is not what the lock says, or cannot be fetched.
@@ -99,15 +111,16 @@ def ensure(root: Path = ROOT) -> bool:
     lib, lock = root / "lib", read_lock()
     lib.mkdir(exist_ok=True)
     verify(lib, lock)
-    if not missing(lib, lock):
+    needed = wanted(lock, confs)
+    if not missing(lib, needed):
         return False
     with _only_one(root / ".cache"):
-        wanted = missing(lib, lock)
-        if not wanted:  # another process was faster
+        absent = missing(lib, needed)
+        if not absent:  # another process was faster
             return False
-        staging = _fetch(root / ".cache", token_provider_versions(lock))
+        staging = _fetch(root / ".cache", token_provider_versions(lock), sorted({n.partition("/")[0] for n in absent}))
         verify(staging, lock)
-        if still := [name for name in missing(staging, lock) if name in wanted]:
+        if still := [name for name in missing(staging, needed) if name in absent]:
             raise JarError(
                 f"{', '.join(still)}: in stack/jars.lock, but stack/ivy.xml does not bring it; make them agree"
             )
@@ -122,14 +135,14 @@ def ensure(root: Path = ROOT) -> bool:
     return True
 
 
-def _fetch(cache: Path, versions: list[str]) -> Path:
-    """Retrieve all three sets into a staging folder, with the first version of the token provider that resolves."""
+def _fetch(cache: Path, versions: list[str], confs: Sequence[str] = CONFS) -> Path:
+    """Retrieve sets of jars into a staging folder, with the first version of the token provider that resolves."""
     staging = cache / "staging"
     said = ""
     for attempt in range(TRIES):
         for version in versions:
             shutil.rmtree(staging, ignore_errors=True)
-            done = _ivy(cache, version, staging)
+            done = _ivy(cache, version, staging, confs)
             if done.returncode == 0:
                 return staging
             said = "\n".join(
@@ -144,7 +157,7 @@ def _fetch(cache: Path, versions: list[str]) -> Path:
     )
 
 
-def _ivy(cache: Path, version: str, staging: Path) -> subprocess.CompletedProcess[str]:
+def _ivy(cache: Path, version: str, staging: Path, confs: Sequence[str]) -> subprocess.CompletedProcess[str]:
     command = [
         find_java().executable,
         f"-Divy.default.ivy.user.dir={cache / 'ivy-home'}",
@@ -152,7 +165,8 @@ def _ivy(cache: Path, version: str, staging: Path) -> subprocess.CompletedProces
         *("-jar", str(_ivy_jar())),
         *("-ivy", str(ROOT / "stack" / "ivy.xml")),
         *("-cache", str(cache / "ivy")),
-        *("-retrieve", f"{staging}/[conf]/[artifact]-[revision].[ext]"),
+        *("-confs", *confs),
+        *("-retrieve", f"{staging}/[conf]/[artifact]-[revision](-[classifier]).[ext]"),
     ]
     return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
 

@@ -27,7 +27,7 @@ EACH = pytest.mark.parametrize("name", DOCUMENTS)
 
 SCRIPTS = ("producer.py", "ingest_layer.py", "stream_layer.py", "batch_layer.py", "serving_layer.py")
 MODULES = ("engine.verify", "engine.versions", "engine.export", "stack.demo", "stack")
-STACK_COMMANDS = ("up", "logs", "reset")  # those with flags of their own
+STACK_COMMANDS = ("up", "jars", "logs", "reset")  # those with flags of their own
 FOLDERS = "engine|stack|domains|docs|tests|conf|web|bench|notebooks|\\.ci"
 TOP_LEVEL = ("README.md", "ARCHITECTURE.md", "CHANGELOG.md", "Makefile", "pyproject.toml", "hadoop.env", ".env.example")
 
