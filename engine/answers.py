@@ -96,7 +96,7 @@ def ledger(service: Service, params: Params) -> dict[str, Any]:
 async def view_rows(service: Service, domain: Domain, view: View, params: Params) -> Response:
     """One page of a view."""
     query = view_query(view, params)
-    snapshot, offset = _place(service, domain, query, params)
+    snapshot, offset = await _place(service, domain, query, params)
     return await _page(service, snapshot, query, _sides(snapshot, view), offset, {})
 
 
@@ -105,7 +105,7 @@ async def report_rows(service: Service, domain: Domain, report: Report, params: 
     snapshot = service.snapshot(domain)
     table, said = _report(snapshot, report)
     query = report_query(report, table.schema, params)
-    snapshot, offset = _place(service, domain, query, params)
+    snapshot, offset = await _place(service, domain, query, params)
     table, said = _report(snapshot, report)
     status = {name: said.get(name) for name in ("status", "version", "failed_checks")}
     return await _page(service, snapshot, query, {"report": table}, offset, {"report": status})
@@ -122,13 +122,13 @@ def _report(snapshot: Snapshot, report: Report) -> tuple[pa.Table, dict[str, Any
     return table, snapshot.manifest.reports[report.name]
 
 
-def _place(service: Service, domain: Domain, query: Query, params: Params) -> tuple[Snapshot, int]:
+async def _place(service: Service, domain: Domain, query: Query, params: Params) -> tuple[Snapshot, int]:
     """Return the snapshot and the offset in its list that a cursor names, else the current one from its start."""
     token = dict(params).get("cursor")
     if token is None:
         return service.snapshot(domain), 0
     value = service.cursors.open(token, query.digest)
-    return service.snapshot(domain, value["snapshot"]), int(value["offset"])
+    return await service.held(domain, value["snapshot"]), int(value["offset"])
 
 
 def _sides(snapshot: Snapshot, view: View) -> dict[str, pa.Table]:
