@@ -134,7 +134,9 @@ def port_conflicts(settings: Settings) -> list[tuple[Service, str, int]]:
 
 
 def _choose_ports(settings: Settings, free: bool) -> Settings:
-    stopped = [service for service in services(settings) if not process.running_pid(service.pid_file(settings))]
+    # Also those of the optional service: it may be asked for later.
+    every = services(settings.with_cassandra())
+    stopped = [service for service in every if not process.running_pid(service.pid_file(settings))]
     taken = [name for _, name, _ in port_conflicts(settings)]
     if free:  # keep those chosen before: HDFS addresses may be written down in checkpoints
         fresh = [name for service in stopped for name in service.ports]
