@@ -117,6 +117,22 @@ def test_at_every_step_of_a_random_run_a_replica_has_what_hdfs_has(tmp_path: Pat
         assert found and (before is None or covers(found.coverage, before.coverage))
         before = found
     assert not world.step()
+    world.start()
+    assert not world.step(), "what is published already is not published again"
+
+
+def test_a_new_chain_with_the_same_numbers_is_not_mixed_with_the_old_one(world: World) -> None:
+    world.epochs(6)
+    assert world.step()
+    replica = Replica(world.store, SHOP, DATABASE)
+    replica.poll()
+    world.version(1, 5)
+    fresh = write_chain(world.fs, SHOP, 2, 1, world.end(5))
+    write_epochs(world.fs, SHOP, fresh, world.pieces[5:9])
+    assert world.step()
+    found = replica.poll()
+    assert found and found.chain == fresh and found.coverage == world.end(9)
+    same(found, Loader(world.fs, SHOP, DATABASE).poll())
 
 
 def test_a_materialiser_that_was_overtaken_stands_by_and_follows(world: World) -> None:
