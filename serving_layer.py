@@ -2,6 +2,7 @@
 
 Run:     python serving_layer.py --domain learning
 Reads:   HDFS /data/batch_views/_versions and _served, /data/speed_views, the raw and typed logs; Kafka's end offsets.
+         With SERVING_STORE=cassandra versions and epochs come from there, where `engine.materialise` puts them.
 Writes:  nothing.
 Promise: one answer is made of one snapshot; coverage never goes back, except by a recorded rollback; an answer says
          up to which offset it is true (`as_of`), whether anything below is missing, and how old it is.
@@ -30,6 +31,7 @@ from starlette.exceptions import HTTPException
 
 import domains
 from engine import answers, openapi
+from engine.cassandra import SERVING_RETRY_SECONDS, Cassandra
 from engine.domain import DeclarationError
 from engine.hdfs import Hdfs
 from engine.notation import encode
@@ -169,7 +171,8 @@ def main(argv: list[str] | None = None) -> int:
     if refusal := listen_refusal(settings.serving_host, settings.serving_port, args.allow_remote):
         parser.exit(EXIT_USAGE, f"{refusal}\n")
     start_logging(settings)
-    service = Service(settings, chosen, Hdfs(settings.hdfs_url, settings.hadoop_user_name))
+    store = Cassandra.of(settings, SERVING_RETRY_SECONDS) if settings.serving_store == "cassandra" else None
+    service = Service(settings, chosen, Hdfs(settings.hdfs_url, settings.hadoop_user_name), store=store)
     host, port = settings.serving_host, settings.serving_port
     structlog.get_logger("serving_layer").info(
         "serving", url=f"http://{host}:{port}/", domains=[d.name for d in chosen]

@@ -31,7 +31,7 @@ from engine.parameters import BadQuery, Params, collected, limit_of, one_of, rep
 from engine.query import Query, fetch_rows, fetch_table, jsonable
 from engine.reply import HEADERS, Problem, body
 from engine.service import Service
-from engine.snapshot import Snapshot
+from engine.snapshot import Snapshot, beginning
 
 QUARANTINE_COLUMNS = (
     "domain",
@@ -91,14 +91,14 @@ def ledger(service: Service, params: Params) -> dict[str, Any]:
     told = []
     for domain in chosen:
         loader = service.loaders[domain.name]
-        told.append(service.watches[domain.name].ledger(loader.current or loader.beginning(), now))
+        told.append(service.watches[domain.name].ledger(loader.current or beginning(domain), now))
     return {"domains": told}
 
 
 async def view_rows(service: Service, domain: Domain, view: View, params: Params) -> Response:
     """One page of a view."""
     query = view_query(view, params)
-    snapshot, offset = _place(service, domain, query, params)
+    snapshot, offset = await _place(service, domain, query, params)
     return await _page(service, snapshot, query, _sides(snapshot, view), offset, {})
 
 
@@ -106,7 +106,7 @@ async def report_rows(service: Service, domain: Domain, report: Report, params: 
     """One page of a report, with what its checks said."""
     snapshot = service.snapshot(domain)
     query = report_query(report, _report(snapshot, report).schema, params)
-    snapshot, offset = _place(service, domain, query, params)
+    snapshot, offset = await _place(service, domain, query, params)
     table = _report(snapshot, report)
     said = _checks(snapshot.manifest.reports[report.name])
     return await _page(service, snapshot, query, {"report": table}, offset, {"report": said})
@@ -126,13 +126,13 @@ def _report(snapshot: Snapshot, report: Report) -> pa.Table:
     return table
 
 
-def _place(service: Service, domain: Domain, query: Query, params: Params) -> tuple[Snapshot, int]:
+async def _place(service: Service, domain: Domain, query: Query, params: Params) -> tuple[Snapshot, int]:
     """Return the snapshot and the offset in its list that a cursor names, else the current one from its start."""
     token = dict(params).get("cursor")
     if token is None:
         return service.snapshot(domain), 0
     value = service.cursors.open(token, query.digest)
-    return service.snapshot(domain, value["snapshot"]), int(value["offset"])
+    return await service.held(domain, value["snapshot"]), int(value["offset"])
 
 
 def _sides(snapshot: Snapshot, view: View) -> dict[str, pa.Table]:
@@ -402,7 +402,7 @@ class Measured:
             self._silence.labels(source).set(now - heard)
         for name, loader in self._service.loaders.items():
             # Before the first version and the first epoch nothing is covered, and everything lags.
-            self._tell(name, self._service.watches[name].ledger(loader.current or loader.beginning(), now))
+            self._tell(name, self._service.watches[name].ledger(loader.current or beginning(loader.domain), now))
         return generate_latest(self._registry)
 
     def _tell(self, domain: str, ledger: Mapping[str, Any]) -> None:

@@ -113,8 +113,13 @@ def epoch_numbers(fs: FileSystem, domain: str, chain: int) -> list[int]:
 def read_epoch(fs: Any, domain: str, chain: int, number: int) -> tuple[Epoch, pa.Table]:
     """Return footer and rows of an epoch. Raises FileNotFoundError, or ValueError naming a damaged file."""
     path = epoch_path(domain, chain, number)
+    return parsed_epoch(fs.read(path), path)
+
+
+def parsed_epoch(data: bytes, path: str) -> tuple[Epoch, pa.Table]:
+    """Return footer and rows of the bytes of an epoch file. Raises ValueError naming `path` where they are damaged."""
     try:
-        table = pq.read_table(pa.BufferReader(fs.read(path)))
+        table = pq.read_table(pa.BufferReader(data))
         return epoch_footer(table.schema.metadata or {}), table
     except (pa.ArrowInvalid, KeyError, TypeError) as error:
         raise ValueError(f"{path}: damaged epoch: {error}") from error

@@ -40,6 +40,45 @@ class BrokenEpoch(ValueError):
 
 
 @dataclass
+class Blocks:
+    """Stored rows of epochs by (chain, number), aligned runs of them merged once and remembered."""
+
+    domain: Domain
+    database: duckdb.DuckDBPyConnection
+    tables: dict[tuple[int, int], dict[str, pa.Table]] = field(default_factory=dict)
+    _merged: dict[tuple[int, int, int], dict[str, pa.Table]] = field(default_factory=dict)
+
+    def rows(self, chain: int, first: int, end: int) -> dict[str, pa.Table]:
+        """Return view → stored rows of the epochs in [first, end), all of which are in `tables`."""
+        if first >= end:
+            return {view.name: stored_schema(view).empty_table() for view in self.domain.views}
+        pieces = [self._block(chain, *part) for part in _cover(first, end)]
+        return {view.name: pa.concat_tables([piece[view.name] for piece in pieces]) for view in self.domain.views}
+
+    def drop(self, chain: int) -> None:
+        """Forget a chain."""
+        self.tables = {key: tables for key, tables in self.tables.items() if key[0] != chain}
+        self._merged = {key: tables for key, tables in self._merged.items() if key[0] != chain}
+
+    def forget(self, chain: int, first: int) -> None:
+        """Forget the epochs before `first` and older chains."""
+        self.tables = {key: tables for key, tables in self.tables.items() if key >= (chain, first)}
+        self._merged = {key: tables for key, tables in self._merged.items() if key[:2] >= (chain, first)}
+
+    def _block(self, chain: int, first: int, size: int) -> dict[str, pa.Table]:
+        if size == 1:
+            return self.tables[chain, first]
+        key = (chain, first, size)
+        if key not in self._merged:
+            parts = [self._block(chain, start, size // BLOCK) for start in range(first, first + size, size // BLOCK)]
+            with self.database.cursor() as cursor:
+                self._merged[key] = {
+                    v.name: merge_tables(cursor, v, [p[v.name] for p in parts]) for v in self.domain.views
+                }
+        return self._merged[key]
+
+
+@dataclass
 class Epochs:
     """Reads the epochs of one domain, each once; used by one thread.
 
@@ -57,9 +96,10 @@ class Epochs:
     _listed: dict[int, tuple[float, list[int]]] = field(default_factory=dict)
     _first: dict[tuple[int, int], int] = field(default_factory=dict)
     _epochs: dict[tuple[int, int], Epoch] = field(default_factory=dict)
-    _tables: dict[tuple[int, int], dict[str, pa.Table]] = field(default_factory=dict)
-    _blocks: dict[tuple[int, int, int], dict[str, pa.Table]] = field(default_factory=dict)
     _said: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self._blocks = Blocks(self.domain, self.database)
 
     def _numbers(self, chain: Chain) -> list[int]:
         """Numbers of the epochs that are there; between two listings only the next name is asked for."""
@@ -90,8 +130,7 @@ class Epochs:
         self._listed.pop(chain.number, None)
         self._first = {key: first for key, first in self._first.items() if key[0] != chain.number}
         self._epochs = {key: epoch for key, epoch in self._epochs.items() if key[0] != chain.number}
-        self._tables = {key: tables for key, tables in self._tables.items() if key[0] != chain.number}
-        self._blocks = {key: tables for key, tables in self._blocks.items() if key[0] != chain.number}
+        self._blocks.drop(chain.number)
 
     def _after_runs(self, chain: Chain, numbers: list[int], manifest: Manifest) -> tuple[Epoch, ...] | None:
         known = self._first.get((chain.number, manifest.version))
@@ -129,17 +168,18 @@ class Epochs:
         missing = [number for number in numbers if (chain.number, number) not in self._epochs]
         mapped = self._pool.map if len(missing) > 1 else map
         for epoch, tables in mapped(lambda number: self._read_one(chain, number), missing):
-            self._epochs[chain.number, epoch.number], self._tables[chain.number, epoch.number] = epoch, tables
+            self._epochs[chain.number, epoch.number] = epoch
+            self._blocks.tables[chain.number, epoch.number] = tables
         epochs = [self._epochs[chain.number, number] for number in numbers]
         for before, after in pairwise(epochs):
-            if not _continues(before.end, after.start):
+            if not continues(before.end, after.start):
                 raise BrokenEpoch(chain, after.number, "does not start where the one before it ends")
         return epochs
 
     def _read_one(self, chain: Chain, number: int) -> tuple[Epoch, dict[str, pa.Table]]:
         try:
             epoch, rows = chains.read_epoch(self.fs, self.domain.name, chain.number, number)
-            tables = {view.name: stored(chains.rows_of(rows, view.name), view) for view in self.domain.views}
+            tables = view_rows(self.domain, rows)
         except (ValueError, FileNotFoundError) as error:
             raise BrokenEpoch(chain, number, str(error)) from error
         if epoch.number != number or epoch.definition_hash != self.domain.definition_hash:
@@ -148,34 +188,28 @@ class Epochs:
 
     def rows(self, chain: Chain, epochs: Sequence[Epoch]) -> dict[str, pa.Table]:
         """Return view → stored rows of consecutive epochs, runs of them already merged."""
-        if not epochs:
-            return {view.name: stored_schema(view).empty_table() for view in self.domain.views}
-        pieces = [self._block(chain.number, *part) for part in _cover(epochs[0].number, epochs[-1].number + 1)]
-        return {view.name: pa.concat_tables([piece[view.name] for piece in pieces]) for view in self.domain.views}
+        first = epochs[0].number if epochs else 0
+        return self._blocks.rows(chain.number, first, first + len(epochs))
+
+    def kept(self, chain: Chain, number: int) -> tuple[Epoch, dict[str, pa.Table]]:
+        """Return an epoch that was read before: its footer, and view → stored rows."""
+        return self._epochs[chain.number, number], self._blocks.tables[chain.number, number]
 
     def forget(self, chain: Chain, first: int) -> None:
         """Drop the epochs before `first` and older chains; a rollback reads them from HDFS once more."""
         border = (chain.number, first)
         self._epochs = {key: epoch for key, epoch in self._epochs.items() if key >= border}
-        self._tables = {key: tables for key, tables in self._tables.items() if key >= border}
-        self._blocks = {key: tables for key, tables in self._blocks.items() if key[:2] >= border}
-
-    def _block(self, chain: int, first: int, size: int) -> dict[str, pa.Table]:
-        if size == 1:
-            return self._tables[chain, first]
-        key = (chain, first, size)
-        if key not in self._blocks:
-            parts = [self._block(chain, start, size // BLOCK) for start in range(first, first + size, size // BLOCK)]
-            with self.database.cursor() as cursor:
-                self._blocks[key] = {
-                    v.name: merge_tables(cursor, v, [p[v.name] for p in parts]) for v in self.domain.views
-                }
-        return self._blocks[key]
+        self._blocks.forget(*border)
 
     def _say(self, what: str, text: str) -> None:
         if text not in self._said:
             self._said.add(text)
             _log.warning(what, domain=self.domain.name, reason=text)
+
+
+def view_rows(domain: Domain, table: pa.Table) -> dict[str, pa.Table]:
+    """Return view → stored rows of an epoch's table. Raises ValueError where the columns are not those of the view."""
+    return {view.name: stored(chains.rows_of(table, view.name), view) for view in domain.views}
 
 
 def stored(table: pa.Table, view: View) -> pa.Table:
@@ -206,7 +240,7 @@ def _cover(first: int, end: int) -> Iterator[tuple[int, int]]:
         first += size
 
 
-def _continues(end: Position, start: Position) -> bool:
+def continues(end: Position, start: Position) -> bool:
     """True if an epoch starts where the one before it ends; partitions that are new to the chain may join."""
     return all(
         offset_in(start, topic, log, partition, -1) == offset

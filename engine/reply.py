@@ -54,10 +54,10 @@ class Problem(Exception):
 
 
 class Cursors:
-    """Seals and opens what `next_cursor` carries, with a key that lives as long as the process."""
+    """Seals and opens what `next_cursor` carries, with a key that replicas share, or that lives as long as the process."""
 
-    def __init__(self) -> None:
-        self._key = secrets.token_bytes(32)
+    def __init__(self, key: bytes | None = None) -> None:
+        self._key = key or secrets.token_bytes(32)
 
     def seal(self, value: Mapping[str, Any]) -> str:
         text = base64.urlsafe_b64encode(json.dumps(value, separators=(",", ":")).encode()).decode().rstrip("=")

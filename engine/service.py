@@ -1,6 +1,6 @@
 """What does a serving process hold? Per domain a loader and a watch; a database; threads that keep them current.
 
-Three threads ask the outside: HDFS for versions and epochs, HDFS for the logs, Kafka for its ends. Requests only read
+Three threads ask the outside: HDFS, or the serving store, for versions and epochs, HDFS for the logs, Kafka for its ends. Requests only read
 what these left; when one of them gets no answer the last good state is served on, and staleness grows.
 """
 
@@ -21,9 +21,11 @@ from engine import kafka
 from engine.domain import Domain, View
 from engine.log import LogReader, covers
 from engine.query import open_database
+from engine.replica import Replica, reopened
 from engine.reply import Cursors, Problem
 from engine.settings import Settings
 from engine.snapshot import Loader, Snapshot
+from engine.store import Torn
 from engine.watch import Watch
 
 HOLD_SECONDS = 300.0
@@ -37,19 +39,28 @@ _log = structlog.get_logger("engine.service")
 
 @dataclass
 class Service:
-    """The state behind the routes; only its own threads change it."""
+    """The state behind the routes; only its own threads change it.
+
+    Args:
+        fs: HDFS; versions and epochs, unless there is a store, and the logs.
+        store: the serving store (`engine.store.Store`) to read versions and epochs from, None for HDFS.
+    """
 
     settings: Settings
     domains: Sequence[Domain]
     fs: Any
     clock: Callable[[], float] = time.time
+    store: Any = None
     database: duckdb.DuckDBPyConnection = field(default_factory=open_database)
     cursors: Cursors = field(default_factory=Cursors)
 
     def __post_init__(self) -> None:
-        self.loaders = {d.name: Loader(self.fs, d, self.database) for d in self.domains}
+        self.loaders = {d.name: self._loader(d) for d in self.domains}
         self.watches = {d.name: Watch(d) for d in self.domains}
-        self.heard = {"HDFS": self.clock(), "Kafka": self.clock()}
+        names = ("HDFS", "Kafka", *(("Cassandra",) if self.store else ()))
+        self.heard = dict.fromkeys(names, self.clock())
+        self._silence: dict[str, str] = {}
+        self._sealed_alike = False
         self.pool = ThreadPoolExecutor(QUERY_THREADS, "query")
         self._waiting = 0
         self._held: dict[str, tuple[Snapshot, float]] = {}
@@ -58,7 +69,7 @@ class Service:
         self._ids: dict[str, str] = {}
         self._admin: Any = None
         # Loader and watch of a version with another definition, until they may take over.
-        self._coming: dict[str, tuple[Loader, Watch]] = {}
+        self._coming: dict[str, tuple[Loader | Replica, Watch]] = {}
         self._stop = threading.Event()
 
     def start(self) -> None:
@@ -72,12 +83,19 @@ class Service:
 
     def poll(self) -> None:
         """Look for new versions and epochs of every domain."""
+        if self.store and not self._sealed_alike:
+            self.cursors, self._sealed_alike = Cursors(self.store.cursor_key()), True
         for name, loader in self.loaders.items():
             loader.poll()
             self._follow_definition(name, loader)
-        self.heard["HDFS"] = self.clock()
+        self.heard["Cassandra" if self.store else "HDFS"] = self.clock()
 
-    def _follow_definition(self, name: str, loader: Loader) -> None:
+    def _loader(self, domain: Domain) -> Loader | Replica:
+        if self.store:
+            return Replica(self.store, domain, self.database)
+        return Loader(self.fs, domain, self.database)
+
+    def _follow_definition(self, name: str, loader: Loader | Replica) -> None:
         """Serve by the definition that the version to serve was built from, as soon as it covers what is served now."""
         target = loader.target
         if target is None or not target.definition or target.definition_hash == loader.domain.definition_hash:
@@ -85,7 +103,7 @@ class Service:
             return
         if name not in self._coming or self._coming[name][0].domain.definition_hash != target.definition_hash:
             domain = Domain.from_json(target.definition)
-            self._coming[name] = Loader(self.fs, domain, self.database), Watch(domain)
+            self._coming[name] = self._loader(domain), Watch(domain)
         coming, watch = self._coming[name]
         now, then = loader.current, coming.poll()
         if then is None or (now and loader.pinned is None and not covers(then.coverage, now.coverage)):
@@ -102,6 +120,8 @@ class Service:
         """List the logs of every domain."""
         for watch in self.watches.values():
             watch.look(self._raw, self._ids)
+        if self.store:
+            self.heard["HDFS"] = self.clock()
 
     def ask(self) -> None:
         """Ask Kafka where its logs end."""
@@ -121,8 +141,10 @@ class Service:
             try:
                 work()
                 said = ""
+                self._silence.pop(work.__name__, None)
             except Exception as error:
                 text = f"{type(error).__name__}: {str(error).splitlines()[0][:300] if str(error) else ''}"
+                self._silence[work.__name__] = text
                 if text != said:
                     _log.warning("no answer", work=work.__name__, reason=text)
                 said = text
@@ -162,9 +184,7 @@ class Service:
                 self._drop_held()
                 kept = self._held.get(held)
             if kept is None or kept[0].domain.definition_hash != domain.definition_hash:
-                raise Problem(
-                    410, f"the snapshot of this cursor is gone after {HOLD_SECONDS:g} s; begin again without it"
-                )
+                raise _gone()
             return kept[0]
         current = self.loaders[domain.name].current
         if current is None:
@@ -176,6 +196,30 @@ class Service:
         if self.watches[domain.name].seen is None:
             raise Problem(503, f"the logs of domain '{domain.name}' have not been listed yet", retry_after=2)
         return current
+
+    async def held(self, domain: Domain, name: str) -> Snapshot:
+        """Return the snapshot that a cursor names, also one of another replica, as long as the store has it.
+
+        Raises:
+            Problem: 410 where it is gone, 503 where the store does not answer.
+        """
+        if self.store is None or name in self._held:
+            return self.snapshot(domain, name)
+        current = self.snapshot(domain)
+        if current.name == name:
+            return current
+        try:
+            loop = asyncio.get_running_loop()
+            found = await loop.run_in_executor(self.pool, reopened, self.store, domain, self.database, name)
+        except Torn:
+            raise _gone() from None
+        except Exception as error:
+            _log.warning("no answer", work="held", reason=str(error)[:300])
+            raise Problem(503, "the serving store does not answer", retry_after=2) from None
+        if found is None:
+            raise _gone()
+        self.hold(found)
+        return found
 
     def hold(self, snapshot: Snapshot) -> str:
         """Keep a snapshot for the time that a cursor may name it."""
@@ -212,6 +256,11 @@ class Service:
         finally:
             self._waiting -= 1
 
+    def _why(self, who: str) -> str:
+        works = {"Kafka": "ask", "HDFS": "look" if self.store else "poll", "Cassandra": "poll"}
+        said = self._silence.get(works[who])
+        return f": {said}" if said else ""
+
     def reasons(self) -> tuple[list[str], list[str]]:
         """Return why the process is not ready, and what should worry an operator."""
         now = self.clock()
@@ -219,7 +268,7 @@ class Service:
             f"domain '{name}' has no snapshot" for name, loader in self.loaders.items() if loader.current is None
         ]
         failing += [
-            f"{who} has not answered for {now - at:.0f} s"
+            f"{who} has not answered for {now - at:.0f} s{self._why(who)}"
             for who, at in self.heard.items()
             if now - at > SILENCE_SECONDS
         ]
@@ -231,6 +280,10 @@ class Service:
                     worrying.append(f"domain '{name}' is {stale:.0f} s behind Kafka")
                 worrying += [f"{m['reason']}: {m}" for m in self.watches[name].missing(loader.current)]
         return failing, worrying
+
+
+def _gone() -> Problem:
+    return Problem(410, f"the snapshot of this cursor is gone after {HOLD_SECONDS:g} s; begin again without it")
 
 
 def _unknown(what: str, known: Any) -> Any:

@@ -202,6 +202,24 @@ class Settings:
     serving_poll_ms: int = _is(
         "300", _integer(10, 60_000), "Milliseconds between two looks for new versions and epochs."
     )
+    serving_store: str = _is(
+        "hdfs",
+        _choice("hdfs", "cassandra"),
+        "Where serving reads versions and epochs; `cassandra` needs `python -m engine.materialise`.",
+    )
+    cassandra_contact_points: str = _is(
+        "localhost:9042",
+        _matching(_ADDRESSES, "host:port, several by comma"),
+        "Where Cassandra answers; between containers `cassandra:9042`.",
+    )
+    cassandra_keyspace: str = _is(
+        "highwater",
+        _matching(r"[a-z][a-z0-9_]{0,47}", "lower-case letters, digits and _, at most 48"),
+        "Keyspace of the serving store; made where it is missing.",
+    )
+    cassandra_replication: int = _is(
+        "1", _integer(1, 100), "Copies that each data centre of Cassandra keeps; counts when the keyspace is made."
+    )
     metrics_host: str = _is(
         "127.0.0.1", _matching(r"[^\s/]+", "a host name or address"), "Address on which the metrics ports listen."
     )

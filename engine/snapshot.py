@@ -225,13 +225,15 @@ class Loader:
             return sorted(pairs, key=lambda pair: pair.reach, reverse=True)
         return allowed
 
-    def beginning(self) -> Snapshot:
-        """Return what there is before any version and any epoch: nothing, covering nothing."""
-        zero = versions.version_zero(self.domain.name, self.domain.definition_hash, {})
-        nothing = self._nothing()
-        return Snapshot(
-            f"{self.domain.name}-0", self.domain, zero, None, None, None, nothing, nothing, {}, {}, 0, {}, None, ""
-        )
+    @property
+    def choice_number(self) -> int:
+        """Number of the newest choice of an operator that was read, 0 if there never was one."""
+        return self._choice[0]
+
+    def epoch(self, number: int) -> tuple[Epoch, dict[str, pa.Table]]:
+        """Return an epoch of the current snapshot as it was read: its footer, and view → stored rows."""
+        assert self.current is not None and self.current.chain is not None
+        return self._reader.kept(self.current.chain, number)
 
     def _is_current(self, pair: Pair) -> bool:
         now = self.current
@@ -262,7 +264,7 @@ class Loader:
             first=epochs[0].number if epochs else None,
             last=epochs[-1].number if epochs else None,
             batch=batch,
-            speed=self._reader.rows(pair.chain, epochs) if pair.chain else self._nothing(),
+            speed=self._reader.rows(pair.chain, epochs) if pair.chain else nothing(self.domain),
             reports=reports,
             coverage=pair.coverage,
             events_speed=sum(epoch.events for epoch in epochs),
@@ -279,14 +281,11 @@ class Loader:
 
     def _version(self, manifest: Manifest) -> tuple[dict[str, pa.Table], dict[str, pa.Table]]:
         if manifest.version == 0:
-            return self._nothing(), {}
+            return nothing(self.domain), {}
         if manifest.version not in self._versions:
             views = {view.name: self._batch_rows(manifest, view) for view in self.domain.views}
             self._versions[manifest.version] = views, self._reports(manifest)
         return self._versions[manifest.version]
-
-    def _nothing(self) -> dict[str, pa.Table]:
-        return {view.name: stored_schema(view).empty_table() for view in self.domain.views}
 
     def _batch_rows(self, manifest: Manifest, view: View) -> pa.Table:
         said = manifest.views[view.name]
@@ -337,6 +336,18 @@ class Loader:
         if text not in self._said:
             self._said.add(text)
             _log.warning(what, domain=self.domain.name, reason=text)
+
+
+def nothing(domain: Domain) -> dict[str, pa.Table]:
+    """Return view → no rows."""
+    return {view.name: stored_schema(view).empty_table() for view in domain.views}
+
+
+def beginning(domain: Domain) -> Snapshot:
+    """Return what there is before any version and any epoch: nothing, covering nothing."""
+    zero = versions.version_zero(domain.name, domain.definition_hash, {})
+    empty = nothing(domain)
+    return Snapshot(f"{domain.name}-0", domain, zero, None, None, None, empty, empty, {}, {}, 0, {}, None, "")
 
 
 def overlaid(below: Position, above: Position) -> Position:

@@ -117,8 +117,13 @@ def numbers(fs: FileSystem, domain: str) -> list[int]:
 def manifest(fs: Any, domain: str, version: int) -> Manifest:
     """Return the manifest of a committed version. Raises FileNotFoundError (pruned) or ValueError (damaged, by name)."""
     path = f"{folder(domain, version)}/manifest.json"
+    return parsed(fs.read(path), path)
+
+
+def parsed(data: bytes, path: str) -> Manifest:
+    """Return the manifest that these bytes are. Raises ValueError naming `path` where they are damaged."""
     try:
-        return Manifest(**json.loads(fs.read(path)))
+        return Manifest(**json.loads(data))
     except (TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: damaged manifest: {error}") from error
 

@@ -1,6 +1,6 @@
 """The command line of the native stack.
 
-python -m stack up          start ZooKeeper, Kafka, HDFS and Spark; start again what died
+python -m stack up          start ZooKeeper, Kafka, HDFS and Spark (--with cassandra: that, too); start again what died
 python -m stack status      one line per service; exit 1 unless all answer
 python -m stack env         lines for a shell: eval "$(python -m stack env)"
 python -m stack down        stop all; data stays
@@ -26,7 +26,7 @@ from stack import jars, lifecycle, monitoring
 from stack.config import spark_home
 from stack.layers import LAYERS, log_file
 from stack.process import tail
-from stack.services import SERVICES, environment
+from stack.services import environment, services
 from stack.settings import Settings, StackError, load
 
 
@@ -45,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _up(settings: Settings, args: argparse.Namespace) -> int:
     began = time.monotonic()
+    settings = settings.with_cassandra() if args.extra else settings
     settings = lifecycle.up(settings, free=args.free_ports, say=_say)
     _say(f"all ready after {time.monotonic() - began:.1f} s; next: python -m stack status, or make demo")
     return 0
@@ -73,13 +74,14 @@ def _env(settings: Settings, args: argparse.Namespace) -> int:
 
 def _jars(settings: Settings, args: argparse.Namespace) -> int:
     began = time.monotonic()
-    fetched = jars.ensure(settings.root, args.only or jars.CONFS)
+    more = settings.with_cassandra() if args.extra else settings
+    fetched = jars.ensure(settings.root, args.only or lifecycle.jars_of(more))
     _say(f"jars: {'fetched and verified' if fetched else 'all there'} after {time.monotonic() - began:.1f} s")
     return 0
 
 
 def _logs(settings: Settings, args: argparse.Namespace) -> int:
-    files = {service.name: service.log_file(settings) for service in SERVICES}
+    files = {service.name: service.log_file(settings) for service in services(settings)}
     files |= {name: log_file(settings, name) for name in LAYERS if log_file(settings, name).exists()}
     if args.service and args.service not in files:
         raise StackError(f"logs {args.service}: unknown; known: {', '.join(files)}")
@@ -148,6 +150,10 @@ def _say(line: str) -> None:
     print(line, flush=True)
 
 
+def _add_with(parser: argparse.ArgumentParser, text: str) -> None:
+    parser.add_argument("--with", dest="extra", choices=("cassandra",), help=text)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m stack", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -155,6 +161,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     up = commands.add_parser("up", help="start what does not run, wait until all answer")
     up.add_argument("--free-ports", action="store_true", help="choose free ports, kept until reset")
+    _add_with(up, "also start this optional service; it then belongs to the stack until down, or with free ports reset")
     up.set_defaults(run=_up)
     logs = commands.add_parser("logs", help="the last lines of every service's and layer's log")
     logs.add_argument("service", nargs="?", help="one service or layer alone")
@@ -167,7 +174,8 @@ def _parser() -> argparse.ArgumentParser:
     sets = commands.add_parser(
         "jars", help="fetch the pinned jars into lib/ and verify them; nothing to do if they are there"
     )
-    sets.add_argument("--only", nargs="+", choices=jars.CONFS, help="some sets, default all")
+    sets.add_argument("--only", nargs="+", choices=jars.CONFS, help="some sets, for an image")
+    _add_with(sets, "also fetch the jars of this optional service")
     sets.set_defaults(run=_jars)
     reset = commands.add_parser("reset", help="stop all and wipe data, checkpoints and topics together")
     reset.add_argument("--yes", action="store_true", help="do not ask")

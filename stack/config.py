@@ -8,9 +8,11 @@ Only host names, ports and folders differ from those files; every other value is
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 from xml.sax.saxutils import escape
 
 from stack.settings import HOST, ROOT, Settings, StackError
@@ -24,6 +26,14 @@ APPENDER = (
     "log4j.appender.console.layout=org.apache.log4j.PatternLayout\n"
     "log4j.appender.console.layout.ConversionPattern=%d{ISO8601} %p %c{2}: %m%n\n"
 )
+CASSANDRA_LOG = """<configuration>
+  <appender name="STDERR" class="ch.qos.logback.core.ConsoleAppender">
+    <target>System.err</target>
+    <encoder><pattern>%date{ISO8601} %level %logger{20}: %msg%n</pattern></encoder>
+  </appender>
+  <root level="INFO"><appender-ref ref="STDERR"/></root>
+</configuration>
+"""
 
 
 def write_config(settings: Settings) -> None:
@@ -50,6 +60,8 @@ def render(settings: Settings) -> dict[str, str]:
         "tools/log4j.properties": TOOLS_LOG + APPENDER,
         **{f"hadoop/{name}": _xml(hadoop[name]) for name in HADOOP_FILES},
         "hadoop/log4j.properties": SERVER_LOG + APPENDER,
+        "cassandra/cassandra.yaml": json.dumps(cassandra_properties(settings), indent=1),  # JSON is YAML
+        "cassandra/logback.xml": CASSANDRA_LOG,
         "spark/spark-defaults.conf": spark_defaults((spark / "spark-defaults.conf").read_text(), settings),
         "spark/log4j2.properties": (spark / "log4j2.properties").read_text(),
         "spark/metrics.properties": (spark / "metrics.properties").read_text(),
@@ -115,6 +127,36 @@ def zookeeper_properties(settings: Settings) -> dict[str, str]:
         "4lw.commands.whitelist": "srvr,ruok",
         "autopurge.snapRetainCount": "3",
         "autopurge.purgeInterval": "24",
+    }
+
+
+def cassandra_properties(settings: Settings) -> dict[str, Any]:
+    """One node on loopback. A write is answered only when the commit log is on disk, so a pointer that moved stays moved."""
+    folder = settings.data / "cassandra"
+    seeds = {"seeds": f"{HOST}:{settings.port('CASSANDRA_INTERNODE_PORT')}"}
+    return {
+        "cluster_name": "highwater",
+        "num_tokens": 4,
+        "partitioner": "org.apache.cassandra.dht.Murmur3Partitioner",
+        "endpoint_snitch": "SimpleSnitch",
+        "seed_provider": [{"class_name": "org.apache.cassandra.locator.SimpleSeedProvider", "parameters": [seeds]}],
+        "listen_address": HOST,
+        "storage_port": settings.port("CASSANDRA_INTERNODE_PORT"),
+        "rpc_address": HOST,
+        "start_native_transport": True,
+        "native_transport_port": settings.port("CASSANDRA_PORT"),
+        "data_file_directories": [str(folder / "data")],
+        "commitlog_directory": str(folder / "commitlog"),
+        "saved_caches_directory": str(folder / "saved_caches"),
+        "hints_directory": str(folder / "hints"),
+        "commitlog_sync": "batch",
+        "commitlog_segment_size": "32MiB",
+        "commitlog_total_space": "256MiB",
+        "memtable_heap_space": "96MiB",
+        "memtable_offheap_space": "96MiB",
+        "concurrent_reads": 8,
+        "concurrent_writes": 8,
+        "auto_snapshot": False,
     }
 
 

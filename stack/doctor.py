@@ -11,7 +11,7 @@ from pathlib import Path
 
 from stack import clusters, jars, lifecycle, ports, probes, process
 from stack.java import JavaError, find_java
-from stack.services import DATANODE, KAFKA, NAMENODE, SERVICES, ZOOKEEPER, Service
+from stack.services import DATANODE, KAFKA, NAMENODE, ZOOKEEPER, Service, services
 from stack.settings import Settings
 
 OLDEST_PYTHON = (3, 11)
@@ -71,7 +71,7 @@ def check_jars(settings: Settings) -> Iterator[Finding]:
     except jars.JarError as error:
         evidence, _, fix = str(error).rpartition("; ")
         yield Finding("jars: a file in lib/ is not the one in stack/jars.lock", evidence, fix.partition(": ")[2])
-    if absent := jars.missing(settings.lib, lock):
+    if absent := jars.missing(settings.lib, jars.wanted(lock, lifecycle.jars_of(settings))):
         more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
         yield Finding("jars: missing", f"{settings.lib / absent[0]} is not there{more}", "python -m stack jars")
 
@@ -114,7 +114,7 @@ def check_disk(settings: Settings) -> Iterator[Finding]:
 
 def check_services(settings: Settings) -> Iterator[Finding]:
     """No service died: a pid file without its process is the trace of a crash, `down` removes it."""
-    for service in SERVICES:
+    for service in services(settings):
         if service.pid_file(settings).exists() and not _runs(service, settings):
             said = lifecycle.complaints(process.tail(service.log_file(settings), 200))
             last = said[-1] if said else "nothing"
@@ -202,4 +202,4 @@ def _runs(service: Service, settings: Settings) -> bool:
 
 
 def _stopped(settings: Settings) -> list[Service]:
-    return [service for service in SERVICES if not _runs(service, settings)]
+    return [service for service in services(settings) if not _runs(service, settings)]

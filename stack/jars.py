@@ -1,7 +1,8 @@
 """Are the pinned jars in lib/, byte for byte? If not, fetch them with the Apache Ivy that ships inside PySpark.
 
     python -m stack jars                              fetch what is missing, verify all against stack/jars.lock
-    python -m stack jars --only spark                 one set alone, for the image of the layers
+    python -m stack jars --with cassandra             also those of Cassandra
+    python -m stack jars --only spark monitoring      some sets, for the image of the layers
     python -m stack.jars --hash-token-provider 4.2.0  print the lock line of another version, to be added by hand
 
 Jobs never fetch anything: this runs at set-up, and costs a few milliseconds once lib/ is complete.
@@ -19,7 +20,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from stack.settings import ROOT, StackError
 LOCK = ROOT / "stack" / "jars.lock"
 TOKEN_PROVIDER = "spark/spark-token-provider-kafka-0-10_2.13"  # the one artifact with several legal versions
 CONFS = ("spark", "kafka", "hdfs", "monitoring")
+OPTIONAL_CONFS = ("cassandra",)  # fetched only for those who ask
 TRIES = 4
 
 
@@ -36,10 +38,15 @@ class JarError(StackError):
     """A jar is missing, unknown, or not the one in the lock file."""
 
 
-def read_lock(path: Path = LOCK, sets: Iterable[str] = CONFS) -> dict[str, str]:
-    """Return `set/file.jar` → sha-256 in hexadecimal, of some sets."""
+def read_lock(path: Path = LOCK) -> dict[str, str]:
+    """Return `conf/file.jar` → sha-256 in hexadecimal."""
     pairs = (line.split() for line in path.read_text().splitlines() if line.strip() and not line.startswith("#"))
-    return {name: digest for digest, name in pairs if name.partition("/")[0] in tuple(sets)}
+    return {name: digest for digest, name in pairs}
+
+
+def wanted(lock: dict[str, str], confs: Collection[str]) -> dict[str, str]:
+    """Return the part of the lock that belongs to these sets."""
+    return {name: digest for name, digest in lock.items() if name.partition("/")[0] in confs}
 
 
 def token_provider_versions(lock: dict[str, str]) -> list[str]:
@@ -69,8 +76,9 @@ def verify(lib: Path, lock: dict[str, str], *, stamp: bool = True) -> None:
     stamp_file = lib / ".verified"
     before = _read_stamp(stamp_file)
     seen: dict[str, list[str | int]] = {}
-    sets = {name.partition("/")[0] for name in lock}
-    for path in sorted(path for each in sets for path in (lib / each).rglob("*") if not path.is_dir()):
+    for path in sorted(
+        path for conf in (*CONFS, *OPTIONAL_CONFS) for path in (lib / conf).rglob("*") if not path.is_dir()
+    ):
         name = path.relative_to(lib).as_posix()
         if name not in lock:
             raise JarError(f"{path}: not in stack/jars.lock; remove it: rm '{path}'")
@@ -92,24 +100,28 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def ensure(root: Path = ROOT, sets: Sequence[str] = CONFS) -> bool:
-    """Make these sets in lib/ complete and verified. Returns whether anything had to be fetched.
+def ensure(root: Path = ROOT, confs: Collection[str] = CONFS) -> bool:
+    """Make lib/ complete and verified. Returns whether anything had to be fetched.
+
+    Args:
+        confs: the sets that must be there; whatever else is there is verified as well.
 
     Raises:
         JarError: a file is not what the lock says, or cannot be fetched.
     """
-    lib, lock = root / "lib", read_lock(sets=sets)
+    lib, lock = root / "lib", read_lock()
     lib.mkdir(exist_ok=True)
     verify(lib, lock)
-    if not missing(lib, lock):
+    needed = wanted(lock, confs)
+    if not missing(lib, needed):
         return False
     with _only_one(root / ".cache"):
-        wanted = missing(lib, lock)
-        if not wanted:  # another process was faster
+        absent = missing(lib, needed)
+        if not absent:  # another process was faster
             return False
-        staging = _fetch(root / ".cache", token_provider_versions(read_lock()), sets)
+        staging = _fetch(root / ".cache", token_provider_versions(lock), sorted({n.partition("/")[0] for n in absent}))
         verify(staging, lock)
-        if still := [name for name in missing(staging, lock) if name in wanted]:
+        if still := [name for name in missing(staging, needed) if name in absent]:
             raise JarError(
                 f"{', '.join(still)}: in stack/jars.lock, but stack/ivy.xml does not bring it; make them agree"
             )
@@ -124,14 +136,14 @@ def ensure(root: Path = ROOT, sets: Sequence[str] = CONFS) -> bool:
     return True
 
 
-def _fetch(cache: Path, versions: list[str], sets: Sequence[str] = CONFS) -> Path:
-    """Retrieve the sets into a staging folder, with the first version of the token provider that resolves."""
+def _fetch(cache: Path, versions: list[str], confs: Sequence[str] = CONFS) -> Path:
+    """Retrieve sets of jars into a staging folder, with the first version of the token provider that resolves."""
     staging = cache / "staging"
     said = ""
     for attempt in range(TRIES):
         for version in versions:
             shutil.rmtree(staging, ignore_errors=True)
-            done = _ivy(cache, version, staging, sets)
+            done = _ivy(cache, version, staging, confs)
             if done.returncode == 0:
                 return staging
             said = "\n".join(
@@ -146,7 +158,7 @@ def _fetch(cache: Path, versions: list[str], sets: Sequence[str] = CONFS) -> Pat
     )
 
 
-def _ivy(cache: Path, version: str, staging: Path, sets: Sequence[str]) -> subprocess.CompletedProcess[str]:
+def _ivy(cache: Path, version: str, staging: Path, confs: Sequence[str]) -> subprocess.CompletedProcess[str]:
     command = [
         find_java().executable,
         f"-Divy.default.ivy.user.dir={cache / 'ivy-home'}",
@@ -154,8 +166,8 @@ def _ivy(cache: Path, version: str, staging: Path, sets: Sequence[str]) -> subpr
         *("-jar", str(_ivy_jar())),
         *("-ivy", str(ROOT / "stack" / "ivy.xml")),
         *("-cache", str(cache / "ivy")),
-        *("-confs", *sets),
-        *("-retrieve", f"{staging}/[conf]/[artifact]-[revision].[ext]"),
+        *("-confs", *confs),
+        *("-retrieve", f"{staging}/[conf]/[artifact]-[revision](-[classifier]).[ext]"),
     ]
     return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
 

@@ -19,7 +19,16 @@ from stack import jars, layers, ports, process
 from stack.config import write_config
 from stack.java import find_java
 from stack.probes import hdfs_client
-from stack.services import CHAINS, KAFKA, NAMENODE, SERVICES, Service, command, format_command, service_environment
+from stack.services import (
+    KAFKA,
+    NAMENODE,
+    Service,
+    command,
+    format_command,
+    service_chains,
+    service_environment,
+    services,
+)
 from stack.settings import Settings, StackError, free_ports, save_ports, saved_ports
 
 DEADLINE = 90.0  # seconds for one service to answer, on a slow and busy machine
@@ -43,7 +52,7 @@ def up(settings: Settings, *, free: bool = False, say: Say = print) -> Settings:
     began = time.monotonic()
     say_one = _one_at_a_time(say)
     find_java()
-    if jars.ensure(settings.root):
+    if jars.ensure(settings.root, jars_of(settings)):
         say(f"{'jars':<13} fetched and verified after {time.monotonic() - began:.1f} s")
     with _alone(settings):
         settings = _choose_ports(settings, free)
@@ -51,9 +60,10 @@ def up(settings: Settings, *, free: bool = False, say: Say = print) -> Settings:
         save_ports(settings, free or saved_ports(settings)[1])
         for folder in ("spark", "spark-work"):
             (settings.tmp / folder).mkdir(parents=True, exist_ok=True)
-        with ThreadPoolExecutor(len(CHAINS)) as pool:
+        chains = service_chains(settings)
+        with ThreadPoolExecutor(len(chains)) as pool:
             errors = [
-                f.exception() for f in [pool.submit(_start_chain, chain, settings, began, say_one) for chain in CHAINS]
+                f.exception() for f in [pool.submit(_start_chain, chain, settings, began, say_one) for chain in chains]
             ]
     strange = [error for error in errors if error is not None and not isinstance(error, StackError)]
     if strange:
@@ -68,9 +78,10 @@ def down(settings: Settings, say: Say = print) -> bool:
     for line in layers.stop(settings):
         say(line)
     say_one = _one_at_a_time(say)
-    with _alone(settings), ThreadPoolExecutor(len(CHAINS)) as pool:
-        list(pool.map(lambda chain: _stop_chain(chain, settings, say_one), CHAINS))
-        left = [service.name for service in SERVICES if process.running_pid(service.pid_file(settings))]
+    chains = service_chains(settings)
+    with _alone(settings), ThreadPoolExecutor(len(chains)) as pool:
+        list(pool.map(lambda chain: _stop_chain(chain, settings, say_one), chains))
+        left = [service.name for service in services(settings) if process.running_pid(service.pid_file(settings))]
         if not left and not saved_ports(settings)[1]:
             settings.ports_file.unlink(missing_ok=True)  # ports of the environment hold for one run only
     return not left
@@ -99,8 +110,14 @@ def status(settings: Settings) -> list[tuple[Service, int | None, str]]:
         pid = process.running_pid(service.pid_file(settings))
         return service, pid, service.ready(settings) if pid else "is not running"
 
-    with ThreadPoolExecutor(len(SERVICES)) as pool:
-        return list(pool.map(one, SERVICES))
+    ours = services(settings)
+    with ThreadPoolExecutor(len(ours)) as pool:
+        return list(pool.map(one, ours))
+
+
+def jars_of(settings: Settings) -> tuple[str, ...]:
+    """The sets of jars that this stack needs."""
+    return (*jars.CONFS, *(jars.OPTIONAL_CONFS if settings.cassandra else ()))
 
 
 def complaints(said: str) -> list[str]:
@@ -111,13 +128,15 @@ def complaints(said: str) -> list[str]:
 
 def port_conflicts(settings: Settings) -> list[tuple[Service, str, int]]:
     """Return (service, setting, port) for each port that a service which is not running would not get."""
-    stopped = [service for service in SERVICES if not process.running_pid(service.pid_file(settings))]
+    stopped = [service for service in services(settings) if not process.running_pid(service.pid_file(settings))]
     wanted = [(service, name, settings.port(name)) for service in stopped for name in service.ports]
     return [(service, name, port) for service, name, port in wanted if not ports.is_free(port)]
 
 
 def _choose_ports(settings: Settings, free: bool) -> Settings:
-    stopped = [service for service in SERVICES if not process.running_pid(service.pid_file(settings))]
+    # Also those of the optional service: it may be asked for later.
+    every = services(settings.with_cassandra())
+    stopped = [service for service in every if not process.running_pid(service.pid_file(settings))]
     taken = [name for _, name, _ in port_conflicts(settings)]
     if free:  # keep those chosen before: HDFS addresses may be written down in checkpoints
         fresh = [name for service in stopped for name in service.ports]

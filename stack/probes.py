@@ -82,6 +82,32 @@ def spark_worker(settings: Settings) -> str:
     return _said(ask)
 
 
+def cassandra(settings: Settings) -> str:
+    """Ask, in CQL, which release it is."""
+
+    def ask() -> str:
+        _connect(HOST, settings.port("CASSANDRA_PORT"))  # the client below would log while the port is closed
+        from cassandra.cluster import EXEC_PROFILE_DEFAULT, Cluster, ExecutionProfile  # only needed here
+        from cassandra.policies import RoundRobinPolicy
+
+        profile = ExecutionProfile(RoundRobinPolicy(), request_timeout=PATIENCE)
+        with _quiet("cassandra"):
+            cluster = Cluster(
+                [HOST],
+                port=settings.port("CASSANDRA_PORT"),
+                connect_timeout=PATIENCE,
+                control_connection_timeout=PATIENCE,
+                execution_profiles={EXEC_PROFILE_DEFAULT: profile},
+            )
+            try:
+                row = cluster.connect().execute("SELECT release_version FROM system.local").one()
+                return "" if row else "does not know its release yet"
+            finally:
+                cluster.shutdown()
+
+    return _said(ask)
+
+
 def namenode_state(settings: Settings) -> dict[str, Any]:
     """The NameNode's FSNamesystemState bean: FSState, NumLiveDataNodes, CapacityRemaining and more."""
     beans = _json(settings.port("NAMENODE_UI_PORT"), "/jmx?qry=Hadoop:service=NameNode,name=FSNamesystemState")["beans"]

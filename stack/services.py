@@ -59,11 +59,38 @@ WORKER = Service(
     "spark-worker", ("SPARK_WORKER_UI_PORT",), probes.spark_worker, "http://localhost:{SPARK_WORKER_UI_PORT}"
 )
 
+CASSANDRA = Service(
+    "cassandra", ("CASSANDRA_PORT", "CASSANDRA_INTERNODE_PORT"), probes.cassandra, "localhost:{CASSANDRA_PORT}"
+)
+
 SERVICES = (ZOOKEEPER, KAFKA, NAMENODE, DATANODE, MASTER, WORKER)
 # For servers that only keep books: a quick start and few threads count more than peak speed.
 SMALL_JVM = "-XX:+UseSerialGC -XX:TieredStopAtLevel=1"
 # Inside a chain the later needs the earlier; the chains know nothing of each other.
 CHAINS = ((ZOOKEEPER, KAFKA), (NAMENODE, DATANODE), (MASTER, WORKER))
+
+# What Cassandra 5 reaches into on Java 17: the JPMS part of its own conf/jvm17-server.options.
+CASSANDRA_EXPORTS = (
+    "java.base/java.lang.ref java.base/jdk.internal.misc java.management.rmi/com.sun.jmx.remote.internal.rmi "
+    "java.rmi/sun.rmi.registry java.rmi/sun.rmi.server java.sql/java.sql jdk.attach/sun.tools.attach "
+    "jdk.compiler/com.sun.tools.javac.file jdk.unsupported/sun.misc"
+)
+CASSANDRA_OPENS = (
+    "java.base/java.io java.base/java.lang java.base/java.lang.module java.base/java.lang.reflect java.base/java.util "
+    "java.base/jdk.internal.loader java.base/jdk.internal.math java.base/jdk.internal.module java.base/jdk.internal.ref "
+    "java.base/jdk.internal.reflect java.base/jdk.internal.util.jar java.base/sun.nio.ch "
+    "jdk.compiler/com.sun.tools.javac jdk.management/com.sun.management.internal"
+)
+
+
+def services(settings: Settings) -> tuple[Service, ...]:
+    """The services of this stack."""
+    return (*SERVICES, CASSANDRA) if settings.cassandra else SERVICES
+
+
+def service_chains(settings: Settings) -> tuple[tuple[Service, ...], ...]:
+    """The chains of this stack."""
+    return (*CHAINS, (CASSANDRA,)) if settings.cassandra else CHAINS
 
 
 def command(service: Service, settings: Settings) -> list[str]:
@@ -75,6 +102,7 @@ def command(service: Service, settings: Settings) -> list[str]:
         KAFKA: ("kafka.Kafka", str(settings.conf / "kafka/server.properties")),
         NAMENODE: ("org.apache.hadoop.hdfs.server.namenode.NameNode",),
         DATANODE: ("org.apache.hadoop.hdfs.server.datanode.DataNode",),
+        CASSANDRA: ("org.apache.cassandra.service.CassandraDaemon",),
     }[service]
     return [find_java().executable, *_java_options(service, settings), *arguments]
 
@@ -86,7 +114,7 @@ def format_command(settings: Settings) -> list[str]:
 
 def service_environment(service: Service, settings: Settings) -> dict[str, str]:
     """The environment of a server: the caller's, less what would lead Spark or Hadoop elsewhere."""
-    strange = ("SPARK_", "PYSPARK_", "HADOOP_", "HDFS_", "KAFKA_", "CLASSPATH", "PYTHONPATH")
+    strange = ("SPARK_", "PYSPARK_", "HADOOP_", "HDFS_", "KAFKA_", "CASSANDRA_", "CLASSPATH", "PYTHONPATH")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(strange)}
     options = f"{SMALL_JVM} -Djava.net.preferIPv4Stack=true -Djava.io.tmpdir={service.folder(settings)}"
     return (
@@ -113,16 +141,19 @@ def environment(settings: Settings | None = None) -> dict[str, str]:
         "SPARK_MASTER": f"spark://localhost:{settings.port('SPARK_MASTER_PORT')}",
         "SPARK_CONF_DIR": str(settings.conf / "spark"),
         **{name: value for name, value in spark_environment(settings).items() if name != "SPARK_WORKER_DIR"},
+        **({"CASSANDRA_CONTACT_POINTS": f"localhost:{settings.port('CASSANDRA_PORT')}"} if settings.cassandra else {}),
     }
 
 
 def _java_options(service: Service, settings: Settings) -> list[str]:
-    family = "kafka" if service in (ZOOKEEPER, KAFKA) else "hdfs"
-    conf = settings.conf / ("kafka" if family == "kafka" else "hadoop")
+    families = {ZOOKEEPER: "kafka", KAFKA: "kafka", CASSANDRA: "cassandra"}
+    family = families.get(service, "hdfs")
+    conf = settings.conf / ("hadoop" if family == "hdfs" else family)
     return [
         f"-Xmx{service.heap_mb}m",
-        *(SMALL_JVM.split() if service == ZOOKEEPER else ()),
+        *(SMALL_JVM.split() if service in (ZOOKEEPER, CASSANDRA) else ()),
         *((_prometheus_agent(settings),) if service == KAFKA else ()),
+        *(_cassandra_options(settings) if service == CASSANDRA else ()),
         "-Djava.net.preferIPv4Stack=true",
         f"-Djava.io.tmpdir={service.folder(settings)}",
         f"-Dhighwater.service={service.name}",  # tells a reader of `ps` whose java this is
@@ -136,6 +167,23 @@ def _prometheus_agent(settings: Settings) -> str:
     jar = max((settings.lib / "monitoring").glob("jmx_prometheus_javaagent-*.jar"))
     page = f"{HOST}:{settings.port('KAFKA_METRICS_PORT')}"
     return f"-javaagent:{jar}={page}:{settings.root / 'monitoring' / 'kafka-jmx.yml'}"
+
+
+def _cassandra_options(settings: Settings) -> list[str]:
+    """What its start script would say. One node knows at once that nobody else is there, so it waits for no gossip."""
+    return [
+        *(f"--add-exports={package}=ALL-UNNAMED" for package in CASSANDRA_EXPORTS.split()),
+        *(f"--add-opens={package}=ALL-UNNAMED" for package in CASSANDRA_OPENS.split()),
+        "-Djdk.attach.allowAttachSelf=true",
+        "-Dio.netty.tryReflectionSetAccessible=true",
+        f"-Dcassandra.config={(settings.conf / 'cassandra' / 'cassandra.yaml').as_uri()}",
+        f"-Dcassandra.storagedir={settings.data / 'cassandra'}",
+        f"-Dcassandra.logdir={settings.log}",
+        "-Dcassandra-foreground=yes",
+        "-Dcassandra.native.epoll.enabled=false",
+        "-Dcassandra.skip_wait_for_gossip_to_settle=0",
+        "-Dcassandra.ring_delay_ms=1000",
+    ]
 
 
 def _spark_arguments(service: Service, settings: Settings) -> list[str]:

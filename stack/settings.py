@@ -17,6 +17,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 HOST = "127.0.0.1"
@@ -37,6 +38,8 @@ PORTS: Mapping[str, int] = MappingProxyType(
         "SPARK_MASTER_UI_PORT": 8080,
         "SPARK_WORKER_UI_PORT": 8081,
         "PROMETHEUS_PORT": 9090,
+        "CASSANDRA_PORT": 9042,
+        "CASSANDRA_INTERNODE_PORT": 7000,
     }
 )
 # Of the scripts, which read them themselves (engine/settings.py): what Prometheus asks. 0 = off.
@@ -66,6 +69,7 @@ class Settings:
     worker_cores: int = 8  # virtual: several small streaming applications share them
     worker_memory: str = "8g"
     python: str = sys.executable  # executors need the very packages of this one
+    cassandra: bool = False  # whether the optional serving store belongs to this stack
 
     @property
     def lib(self) -> Path:
@@ -107,6 +111,10 @@ class Settings:
         """The same stack on other ports; names that are not given keep theirs."""
         return replace(self, ports=MappingProxyType({**self.ports, **ports}))
 
+    def with_cassandra(self) -> Settings:
+        """The same stack with the optional serving store."""
+        return replace(self, cassandra=True)
+
 
 def load(environ: Mapping[str, str] | None = None, env_file: Path = ROOT / ".env", saved: bool = True) -> Settings:
     """Return the settings in force.
@@ -129,9 +137,12 @@ def load(environ: Mapping[str, str] | None = None, env_file: Path = ROOT / ".env
         ),
         worker_cores=_cores(values.get("SPARK_WORKER_CORES", "8")),
         worker_memory=_memory(values.get("SPARK_WORKER_MEMORY", "8g")),
+        cassandra=_switch("STACK_CASSANDRA", values.get("STACK_CASSANDRA", "false")),
     )
     if saved and settings.ports_file.exists():
         settings = settings.with_ports(saved_ports(settings)[0])
+        if _saved(settings).get("cassandra"):
+            settings = settings.with_cassandra()
     doubles = [name for name in PORTS if list(settings.ports.values()).count(settings.port(name)) > 1]
     if doubles:
         raise StackError(f"{' and '.join(doubles)}: both are {settings.port(doubles[0])}; give each its own port")
@@ -141,10 +152,9 @@ def load(environ: Mapping[str, str] | None = None, env_file: Path = ROOT / ".env
 def saved_ports(settings: Settings) -> tuple[dict[str, int], bool]:
     """Return the ports that the last `up` used, and whether `--free-ports` chose them."""
     try:
-        saved = json.loads(settings.ports_file.read_text())
-        return {name: int(saved["ports"][name]) for name in PORTS if name in saved["ports"]}, bool(saved["free"])
-    except FileNotFoundError:
-        return {}, False
+        saved = _saved(settings)
+        ports = saved["ports"] if saved else {}
+        return {name: int(ports[name]) for name in PORTS if name in ports}, bool(saved and saved["free"])
     except (ValueError, KeyError, TypeError) as error:
         raise StackError(
             f"{settings.ports_file}: not readable ({error!r}); delete it and run: python -m stack up"
@@ -152,10 +162,11 @@ def saved_ports(settings: Settings) -> tuple[dict[str, int], bool]:
 
 
 def save_ports(settings: Settings, free: bool) -> None:
-    """Remember the ports for the next command."""
+    """Remember the ports, and whether Cassandra belongs to the stack, for the next command."""
     settings.run.mkdir(parents=True, exist_ok=True)
     partial = settings.ports_file.with_suffix(".partial")
-    partial.write_text(json.dumps({"free": free, "ports": dict(settings.ports)}, indent=2) + "\n")
+    said = {"free": free, "cassandra": settings.cassandra, "ports": dict(settings.ports)}
+    partial.write_text(json.dumps(said, indent=2) + "\n")
     partial.replace(settings.ports_file)
 
 
@@ -182,6 +193,14 @@ def free_ports(names: list[str]) -> dict[str, int]:
     return chosen
 
 
+def _saved(settings: Settings) -> dict[str, Any]:
+    try:
+        saved: dict[str, Any] = json.loads(settings.ports_file.read_text())
+    except FileNotFoundError:
+        return {}
+    return saved
+
+
 def _env_lines(path: Path) -> dict[str, str]:
     lines = path.read_text().splitlines() if path.is_file() else []
     pairs = (
@@ -194,6 +213,12 @@ def _port(name: str, text: str, lowest: int = 1) -> int:
     if not text.isdigit() or not lowest <= int(text) < 65536:
         raise StackError(f"{name}: {text!r} is not a port; give a number from {lowest} to 65535")
     return int(text)
+
+
+def _switch(name: str, text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise StackError(f"{name}: {text!r} is not a switch; give true or false")
+    return text.lower() == "true"
 
 
 def _cores(text: str) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -58,3 +58,18 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     finally:
         lifecycle.down(running)
         shutil.rmtree(var, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def cassandra(stack: Stack) -> Iterator[Stack]:
+    """The same stack with a real Cassandra beside it, stopped at the end; its jars are fetched where they are missing."""
+    from stack import lifecycle, process
+    from stack import settings as stack_settings
+    from stack.services import CASSANDRA, environment
+
+    settings = stack_settings.load({**os.environ, **stack.env}).with_cassandra()
+    running = lifecycle.up(settings, free=True)
+    try:
+        yield replace(stack, env={**stack.env, **environment(running)})
+    finally:
+        process.stop(CASSANDRA.pid_file(running), lifecycle.PATIENCE)

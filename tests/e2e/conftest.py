@@ -49,9 +49,9 @@ class Pipeline:
         self.running: dict[str, subprocess.Popen[bytes]] = {}
 
     def spawn(self, name: str, script: str, *arguments: str) -> subprocess.Popen[bytes]:
-        """Start a script in a session of its own, its output appended to <name>.log."""
+        """Start a script, or with `-m` a module, in a session of its own, its output appended to <name>.log."""
         with (self.folder / f"{name}.log").open("ab") as out:
-            command = [sys.executable, str(self.root / script), *arguments]
+            command = [sys.executable, script if script == "-m" else str(self.root / script), *arguments]
             child = subprocess.Popen(
                 command, cwd=self.folder, env=self.env, stdout=out, stderr=out, start_new_session=True
             )

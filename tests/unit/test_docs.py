@@ -26,13 +26,13 @@ ALL = "\n".join(TEXTS.values())
 EACH = pytest.mark.parametrize("name", DOCUMENTS)
 
 SCRIPTS = ("producer.py", "ingest_layer.py", "stream_layer.py", "batch_layer.py", "serving_layer.py")
-MODULES = ("engine.verify", "engine.versions", "engine.export", "stack.demo", "stack")
-STACK_COMMANDS = ("up", "logs", "reset")  # those with flags of their own
+MODULES = ("engine.verify", "engine.versions", "engine.export", "engine.materialise", "stack.demo", "stack")
+STACK_COMMANDS = ("up", "jars", "logs", "reset")  # those with flags of their own
 FOLDERS = "engine|stack|domains|docs|tests|conf|web|bench|notebooks|\\.ci"
 TOP_LEVEL = ("README.md", "ARCHITECTURE.md", "CHANGELOG.md", "Makefile", "pyproject.toml", "hadoop.env", ".env.example")
 
 _COMMAND = re.compile(
-    r"(?:(?P<script>[a-z_]+\.py)|python -m (?P<module>engine\.verify|engine\.versions|engine\.export|stack\.demo|stack)(?: (?P<sub>[a-z]+))?)"
+    r"(?:(?P<script>[a-z_]+\.py)|python -m (?P<module>engine\.verify|engine\.versions|engine\.export|engine\.materialise|stack\.demo|stack)(?: (?P<sub>[a-z]+))?)"
     r"(?![\w./:])(?P<rest>[^`\n|;#]*)"
 )
 _FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
@@ -108,7 +108,9 @@ def test_commands_are_found_in_the_documents() -> None:
     assert commands("`python producer.py --no-such`") == [("producer.py", ["--no-such"])]
 
 
-@pytest.mark.parametrize("program", [*SCRIPTS, "-m engine.verify", "-m engine.export", "-m stack.demo"])
+@pytest.mark.parametrize(
+    "program", [*SCRIPTS, "-m engine.verify", "-m engine.export", "-m engine.materialise", "-m stack.demo"]
+)
 def test_every_flag_of_a_program_is_in_the_readme(program: str) -> None:
     known = {setting.name for setting in settings.SETTINGS}
     for flag in flags_of(program) - {"--help"}:

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = {"producer", "ingest_layer", "stream_layer", "batch_layer", "serving_layer"}
 # Programs of their own, which take domains by name.
-PROGRAMS = {"engine.export", "engine.prepare", "engine.verify"}
+PROGRAMS = {"engine.export", "engine.materialise", "engine.prepare", "engine.verify"}
 RECOUNT = {"engine.verify", "engine.compare", "engine.rawlog", "engine.recount", "engine.recompute"}
 SHARED_WITH_THE_RECOUNT = {"engine.domain", "engine.settings", "engine.observe"}
 
@@ -74,6 +74,15 @@ def test_what_needs_no_spark_does_not_load_it(name: str) -> None:
             waiting += [i for i in MODULES.get(current, ()) if i in MODULES]
     everything = {i.partition(".")[0] for module in reached for i in MODULES.get(module, ())}
     assert "pyspark" not in everything
+
+
+def test_no_import_of_ours_loads_the_driver_of_cassandra() -> None:
+    loading = [
+        name
+        for name, names in modules(everywhere=False).items()
+        if {i.partition(".")[0] for i in names} & {"cassandra"}
+    ]
+    assert loading == [] and "cassandra.cluster" in MODULES["engine.cassandra"]
 
 
 def test_the_engine_has_no_circles() -> None:

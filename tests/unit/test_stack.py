@@ -16,7 +16,7 @@ import pytest
 
 from stack import config, demo, doctor, jars, lifecycle, ports, process
 from stack.java import JavaError, find_java
-from stack.services import KAFKA, command, environment
+from stack.services import CASSANDRA, KAFKA, SERVICES, command, environment, services
 from stack.settings import PORTS, Settings, StackError, free_ports, load, save_ports
 
 JAR = "spark/a-1.jar"
@@ -223,6 +223,36 @@ def test_saved_ports_win_and_two_services_never_share_one(tmp_path: Path) -> Non
         load(env | {"HDFS_PORT": "9870"}, saved=False)
     with pytest.raises(StackError, match="KAFKA_PORT: '70000' is not a port"):
         load(env | {"KAFKA_PORT": "70000"}, saved=False)
+
+
+def test_cassandra_belongs_to_a_stack_only_where_it_is_asked_for(tmp_path: Path) -> None:
+    env = {"HIGHWATER_VAR": str(tmp_path)}
+    assert not load(env).cassandra and CASSANDRA not in services(load(env))
+    assert load(env | {"STACK_CASSANDRA": "true"}).cassandra
+    with pytest.raises(StackError, match="STACK_CASSANDRA: 'maybe' is not a switch"):
+        load(env | {"STACK_CASSANDRA": "maybe"})
+    save_ports(load(env).with_cassandra(), free=True)
+    assert services(load(env)) == (*SERVICES, CASSANDRA)
+    assert environment(load(env))["CASSANDRA_CONTACT_POINTS"] == "localhost:9042"
+
+
+def test_cassandra_listens_on_loopback_and_answers_a_write_only_when_it_is_on_disk(settings: Settings) -> None:
+    said = json.loads(config.render(settings)["cassandra/cassandra.yaml"])
+    assert (said["listen_address"], said["rpc_address"]) == ("127.0.0.1", "127.0.0.1")
+    assert said["native_transport_port"] == settings.port("CASSANDRA_PORT")
+    assert said["commitlog_sync"] == "batch"
+    folders = [value for name, value in said.items() if name.endswith(("_directory", "_directories"))]
+    assert all(str(settings.var) in str(folder) for folder in folders) and len(folders) == 4
+
+
+def test_jars_of_cassandra_are_missed_only_where_they_are_asked_for(lib: Path) -> None:
+    lock = lock_of(lib) | {"cassandra/c-1.jar": "0"}
+    assert jars.missing(lib, jars.wanted(lock, jars.CONFS)) == []
+    assert jars.missing(lib, jars.wanted(lock, (*jars.CONFS, *jars.OPTIONAL_CONFS))) == ["cassandra/c-1.jar"]
+    (lib / "cassandra").mkdir()
+    (lib / "cassandra" / "c-1.jar").write_bytes(b"another jar")
+    with pytest.raises(jars.JarError, match=r"c-1\.jar: sha-256 is"):
+        jars.verify(lib, lock)
 
 
 def test_free_ports_differ_and_lie_below_those_of_outgoing_connections() -> None:
