@@ -6,7 +6,6 @@ Spark calls it beside the query, not within it; what it costs stands in docs/dec
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from typing import Any
 
 from pyspark.sql.streaming.listener import (
@@ -50,9 +49,13 @@ def domain_of(query: str | None) -> str:
 
 
 def offsets_behind(latest: str | None, end: str | None) -> dict[str, dict[str, int]]:
-    """Return topic → partition → offsets that Kafka had beyond the end of a micro-batch, from Spark's two JSON texts."""
-    newest: Mapping[str, Mapping[str, int]] = json.loads(latest or "null") or {}
-    read: Mapping[str, Mapping[str, int]] = json.loads(end or "null") or {}
+    """Return topic → partition → offsets that Kafka had beyond the end of a micro-batch, from Spark's two JSON texts.
+
+    Nothing for a source that is not Kafka: its offsets have no topics.
+    """
+    newest, read = (json.loads(text or "null") for text in (latest, end))
+    if not isinstance(newest, dict) or not isinstance(read, dict):
+        return {}
     return {
         topic: {p: max(0, offset - read[topic][p]) for p, offset in by.items() if p in read.get(topic, {})}
         for topic, by in newest.items()
