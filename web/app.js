@@ -291,6 +291,7 @@ const ledgerTable = table(
   [["Topic", "", true], ["Kafka end", "n"], ["Raw", "n"], ["Typed", "n"], ["Good", "n"], ["Problems", "n"], ["Pending", "n"], ["Lag ingest", "n"], ["Lag typed", "n"], ["Lag stream", "n"], ["Balanced", ""]],
   "Ledger: where the events of every topic are",
 );
+const unknownTable = table([["Topic", "", true], ["Field", ""], ["Events", "n"]], "Fields that no schema knows");
 const quarantineTable = table(
   [["Kafka time (UTC)", "t"], ["Topic", "", true], ["Partition : offset", "n"], ["Problem", ""], ["Value", "v"]],
   "The newest records that were set aside",
@@ -318,6 +319,14 @@ function showLedger(entry) {
     if (state.perPartition) for (const row of parts) rows.push(balance(`\u2003partition ${row.partition}`, [row], undefined));
   }
   fill(ledgerTable, rows, "No partition seen yet.");
+}
+
+/** Shown only where there are some; the server names the most frequent ones of each topic, most frequent first. */
+function showUnknown(entry) {
+  const topics = Object.entries(record(entry?.unknown_fields)).sort(([a], [b]) => (a < b ? -1 : 1));
+  const rows = topics.flatMap(([topic, names]) => Object.entries(record(names)).map(([name, count]) => [topic, name, number(count)]));
+  $("unknown").hidden = !rows.length;
+  fill(unknownTable, rows, "None.");
 }
 
 function showQuarantine(rows) {
@@ -754,6 +763,7 @@ function showFigures() {
   const entry = state.ledger.get(state.domain);
   showTiles(entry);
   showLedger(entry);
+  showUnknown(entry);
   if (state.domain) showStatus(entry);
 }
 
@@ -838,6 +848,7 @@ function begin() {
     showLedger(state.ledger.get(state.domain));
   });
   $("ledger").append(ledgerTable.node);
+  $("unknown-fields").append(unknownTable.node);
   $("quarantine").append(quarantineTable.node);
   const redraw = () => state.cards.forEach((card) => card.draw());
   dark.addEventListener("change", redraw);

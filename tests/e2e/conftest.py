@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,6 +29,27 @@ LAYERS = {
     "stream": ("stream_layer.py",),
     "serving": ("serving_layer.py",),
 }
+
+
+COPIED = (
+    "*.py",
+    "engine/*.py",
+    "domains/*.py",
+    "stack/*",
+    "conf/*",
+    "web/*",
+    "docs/*.md",
+    "README.md",
+    "pyproject.toml",
+)
+
+
+def copy_repository(root: Path, *more: str) -> None:
+    """Copy what runs of the repository, and more files by pattern, into a folder, for a test that changes it."""
+    for path in (path for pattern in (*COPIED, *more) for path in ROOT.glob(pattern) if path.is_file()):
+        target = root / path.relative_to(ROOT)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
 
 
 class Pipeline:

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 import time
@@ -21,22 +20,11 @@ from engine import domain as declarations
 from engine.domain import DeclarationError, Domain, Report, Stream, View
 from engine.measures import all_parts
 from tests.conftest import Stack
-from tests.e2e.conftest import ROOT, SHARES, Pipeline
+from tests.e2e.conftest import ROOT, SHARES, Pipeline, copy_repository
 
 GUIDE = (ROOT / "docs/add-a-domain.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", GUIDE, re.M | re.S)
 NAME = "parcels"
-COPIED = (
-    "*.py",
-    "engine/*.py",
-    "domains/*.py",
-    "stack/*",
-    "conf/*",
-    "web/*",
-    "docs/*.md",
-    "README.md",
-    "pyproject.toml",
-)
 TESTS = ("conftest.py", "unit/test_domain_contract.py", "unit/test_domain_answers.py", "unit/test_decode.py")
 
 
@@ -130,11 +118,7 @@ def test_the_guide_s_tests_exist() -> None:
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The repository with the guide's file and lines in it."""
     root = tmp_path_factory.mktemp("copy")
-    for path in [*(p for pattern in COPIED for p in ROOT.glob(pattern)), *(ROOT / "tests" / name for name in TESTS)]:
-        if path.is_file():
-            target = root / path.relative_to(ROOT)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target)
+    copy_repository(root, *(f"tests/{name}" for name in TESTS))
     file = re.findall(r"^Make the file \*\*(\S+)\*\*", GUIDE, re.M)[0]
     (root / file).write_text(blocks("python")[0], encoding="utf-8")
     changed = re.findall(r"^Name it in `(\S+)`:$", GUIDE, re.M)[0]

@@ -110,6 +110,34 @@ def test_ledger_names_every_topic(desktop: Seen) -> None:
     assert shown == sorted({row["topic"] for row in rows})
 
 
+def test_unknown_fields_are_shown_where_there_are_some(browser: Any, serving_url: str) -> None:
+    """The live ledger, with fields added to what it says, which no generator sends."""
+    said: dict[str, dict[str, int]] = {}
+
+    def answered(route: Any) -> None:
+        body = route.fetch().json()
+        for domain in body["domains"]:
+            assert domain["unknown_fields"] == {}
+            domain["unknown_fields"] = said
+        route.fulfill(json=body)
+
+    seen = opened(browser, serving_url)
+    block = seen.page.locator("#unknown")
+    assert block.is_hidden()
+    seen.page.route("**/v1/ledger", answered)
+    said |= {"video_topic": {"codec": 1_234, "<b>x</b>": 2}, "auth_topic": {"agent": 1}}
+    sync_api.expect(block).to_be_visible(timeout=WAIT_MS)
+    rows = block.locator("tbody tr").evaluate_all(
+        "all => all.map((row) => [...row.cells].map((one) => one.textContent))"
+    )
+    assert rows == [["auth_topic", "agent", "1"], ["video_topic", "codec", "1,234"], ["video_topic", "<b>x</b>", "2"]]
+    said.clear()
+    sync_api.expect(block).to_be_hidden(timeout=WAIT_MS)
+    seen.page.unroute_all(behavior="ignoreErrors")
+    assert not seen.errors
+    seen.page.close()
+
+
 def test_proof_shows_served_and_recomputed_figures(desktop: Seen) -> None:
     card = desktop.page.locator("article[data-view]").first
     card.get_by_role("button", name="Prove").click()
