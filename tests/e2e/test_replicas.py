@@ -68,14 +68,15 @@ def drilled(
 
 
 def drill(pipeline: Pipeline, cassandra: Stack, writer: Pipeline, one: Pipeline, two: Pipeline) -> None:
-    pipeline.spawn("producer-drill", "producer.py", "--rate", "100", "--seed", "5", *SHARES)
+    pipeline.spawn("producer-drill", "producer.py", "--rate", "50", "--seed", "5", *SHARES)
     writer.spawn("materialise", *MATERIALISE)
     for replica in (one, two):
         replica.wait(
             "what the materialiser wrote", lambda replica=replica: replica.ledger().get("as_of", {}).get("coverage")
         )
-    pipeline.run("batch_layer.py")
-    version = pipeline.wait("the new version", lambda: pipeline.ledger().get("version"))
+    before = pipeline.ledger().get("version") or 0
+    batch = pipeline.spawn("batch", "batch_layer.py")
+    del pipeline.running["batch"]  # it may end while others are waited for
     for pause in (0.3, 1.1):  # killed in whatever it is doing, and another one at work before the first is gone
         writer.spawn("materialise-second", *MATERIALISE)
         time.sleep(4 + pause)
@@ -83,8 +84,11 @@ def drill(pipeline: Pipeline, cassandra: Stack, writer: Pipeline, one: Pipeline,
         writer.spawn("materialise", *MATERIALISE)
         time.sleep(4)
         writer.kill("materialise-second")
+    assert batch.wait(400) == 0, pipeline.log("batch")
     for replica in (one, two):
-        replica.wait("the version at a replica", lambda replica=replica: replica.ledger().get("version", 0) >= version)
+        replica.wait(
+            "the version at a replica", lambda replica=replica: (replica.ledger().get("version") or 0) > before
+        )
 
     settings = stack_settings.load({**os.environ, **cassandra.env})
     pid = process.running_pid(CASSANDRA.pid_file(settings))
