@@ -162,4 +162,6 @@ def test_the_list_of_licences_has_every_vendored_file_and_image() -> None:
     assert set(rows("Files in this repository")) == vendored
     overlays = (ROOT / "k8s").rglob("kustomization.yaml")
     images = {name for path in overlays for name in re.findall(r"\{name: ([\w./-]+), newTag", path.read_text())}
+    compose = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
+    images |= set(re.findall(r"_IMAGE:-([\w./-]+):[\w.-]+\}", compose))
     assert set(rows("Images")) == images
