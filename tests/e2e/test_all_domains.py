@@ -142,13 +142,13 @@ def test_every_recorded_answer_is_right_for_the_definition_it_names(
     assert "exact" in said
 
 
-@pytest.mark.parametrize("domain", [domain.name for domain in DOMAINS[1:]])
-def test_explore_runs_for_every_domain_from_the_repository_s_folder(
+@pytest.mark.parametrize("domain", ["movies", "iot"])
+def test_explore_runs_for_other_domains_from_the_repository_s_folder(
     drilled: tuple[All, Path, Any], domain: str
 ) -> None:
-    """`tests/e2e/test_notebook_explore.py` runs it for the first domain, from its own folder, while events arrive."""
+    """Views without windows, and many measures; `tests/e2e/test_notebook_explore.py` runs it for learning, from its own folder."""
     said = execute("explore", ROOT, {**drilled[0].env, "DOMAIN": domain}, seconds=120)
-    assert re.search(rf"^{domain}: topic \S+, view \w+ of version [1-9]", said["choose"])
+    assert re.search(rf"^{domain}: topic \S+, view \w+ of version [1-9]", said["choose"], re.M)
     rows = re.findall(r"^(?:master|typed|view) +(.*)$", said["counts"], re.M)
     assert len(rows) == 3 and all(len(set(row.split()[1:])) == 1 for row in rows), said["counts"]
     assert "balanced True" in said["ledger"]
