@@ -139,7 +139,9 @@ def _choose_ports(settings: Settings, free: bool) -> Settings:
     stopped = [service for service in every if not process.running_pid(service.pid_file(settings))]
     taken = [name for _, name, _ in port_conflicts(settings)]
     if free:  # keep those chosen before: HDFS addresses may be written down in checkpoints
-        fresh = [name for service in stopped for name in service.ports]
+        owned = {name for service in every for name in service.ports}
+        # A port that no service of ours listens on is that of the Prometheus which `python -m stack monitor` becomes.
+        fresh = [*(name for service in stopped for name in service.ports), *(settings.ports.keys() - owned)]
         chosen = [name for name in fresh if name in taken or not saved_ports(settings)[1]]
         return settings.with_ports(free_ports(chosen))
     for name in taken[:1]:
