@@ -41,7 +41,10 @@ def typed_schema(stream: Stream) -> str:
 
 
 def extend_typed(spark: SparkSession, fs: Hdfs, stream: Stream, url: str) -> int:
-    """Type every raw row that is not typed yet; return the number of rows committed by us.
+    """Type every raw row that is there now and not typed yet; return the number of rows committed by us.
+
+    What ingest adds meanwhile waits for the next run: where a pass takes as long as ingest's pause, following the head
+    would never end.
 
     Raises:
         MasterWentBack: the typed log is further than the raw log.
@@ -49,10 +52,12 @@ def extend_typed(spark: SparkSession, fs: Hdfs, stream: Stream, url: str) -> int
     """
     raw_reader, typed_reader = LogReader(fs), LogReader(fs, typed_root(stream))
     rows = 0
+    goal: dict[tuple[str, str], int] | None = None
     while True:
         raw = raw_reader.partitions([stream.topic])[stream.topic]
         typed = typed_reader.partitions([stream.topic])[stream.topic]
-        ranges, gaps = _pending(stream.topic, raw, typed)
+        goal = goal or {(log_id, p): partition.head for log_id, by in raw.items() for p, partition in by.items()}
+        ranges, gaps = _pending(stream.topic, raw, typed, goal)
         for (log_id, partition), (start, end) in gaps.items():
             _commit_gap(fs, stream, log_id, partition, start, end)
         if not ranges:
@@ -100,8 +105,12 @@ def _read(
 
 
 def _pending(
-    topic: str, raw: dict[str, dict[str, Partition]], typed: dict[str, dict[str, Partition]]
+    topic: str,
+    raw: dict[str, dict[str, Partition]],
+    typed: dict[str, dict[str, Partition]],
+    goal: Mapping[tuple[str, str], int],
 ) -> tuple[Ranges, Ranges]:
+    """Return the ranges to type and the gaps to accept, by log and partition, below the goal."""
     ranges: Ranges = {}
     gaps: Ranges = {}
     for log_id, partitions in raw.items():
@@ -113,12 +122,14 @@ def _pending(
                     f"MASTER_WENT_BACK topic '{topic}' log {log_id} partition {p}: typed up to {head}, raw segments end at {partition.head}; "
                     f"restore {log.partition_folder(MASTER, topic, log_id, p)} from a copy"
                 )
+            if head >= goal.get((log_id, p), 0):
+                continue
             here = next((gap for gap in partition.gaps if gap[0] <= head < gap[1]), None)
             if here:
                 gaps[log_id, p] = (head, here[1])
-            elif head < partition.head:
+            else:
                 next_gap = min((gap[0] for gap in partition.gaps if gap[0] > head), default=partition.head)
-                ranges[log_id, p] = (head, min(next_gap, head + PASS_OFFSETS))
+                ranges[log_id, p] = (head, min(next_gap, goal[log_id, p], head + PASS_OFFSETS))
     return ranges, gaps
 
 

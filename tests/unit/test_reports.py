@@ -7,6 +7,7 @@ from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -17,6 +18,7 @@ import batch_layer
 from engine import settings, versions
 from engine.domain import Domain, Report, Stream, View, count
 from engine.log import MASTER, segment_path
+from engine.metrics import BatchMetrics
 from engine.versions import Manifest
 from tests.unit.localfs import LocalFs
 from tests.unit.serving_data import parquet
@@ -57,7 +59,8 @@ def run(spark: SparkSession, fs: LocalFs) -> Run:
     config = replace(settings.load(env_file=None), hdfs_url=f"file://{fs.root}")
 
     def once(domain: Domain) -> dict[str, str]:
-        return batch_layer.run(spark, fs, domain, config, Namespace(full=False, typed=False, candidate=False), False)  # type: ignore[arg-type]
+        flags, shown = Namespace(full=False, typed=False, candidate=False), BatchMetrics([domain], None)
+        return batch_layer.run(spark, fs, domain, config, flags, shown, False)  # type: ignore[arg-type]
 
     return once
 
@@ -166,6 +169,8 @@ def test_a_single_run_exits_1_for_a_held_report_and_a_repeating_one_goes_on(
         monkeypatch.setattr(batch_layer, name, lambda *_: None)
     for name, fake in (("Stop", StopAfterTwo), ("stop_spark", lambda _: None), ("start_logging", lambda _: None)):
         monkeypatch.setattr(batch_layer.observe, name, fake)
+    served = (None, SimpleNamespace(events=1), 1)  # not empty, so the next round comes after the interval
+    monkeypatch.setattr(batch_layer.build, "basis", lambda *_: served)
     told = {"learning": {"bands": WHY}, "iot": {}}
     monkeypatch.setattr(batch_layer, "run", lambda spark, fs, domain, *_, again: told[domain.name])
     command = ["--domain", "learning,iot", *flags]
