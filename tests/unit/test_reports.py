@@ -169,6 +169,7 @@ def test_a_single_run_exits_1_for_a_held_report_and_a_repeating_one_goes_on(
         monkeypatch.setattr(batch_layer, name, lambda *_: None)
     for name, fake in (("Stop", StopAfterTwo), ("stop_spark", lambda _: None), ("start_logging", lambda _: None)):
         monkeypatch.setattr(batch_layer.observe, name, fake)
+    monkeypatch.setenv("BATCH_METRICS_PORT", "0")
     served = (None, SimpleNamespace(events=1), 1)  # not empty, so the next round comes after the interval
     monkeypatch.setattr(batch_layer.build, "basis", lambda *_: served)
     told = {"learning": {"bands": WHY}, "iot": {}}
