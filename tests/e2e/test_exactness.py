@@ -158,8 +158,9 @@ def test_plain_readers_count_what_kafka_has(drilled: object, pipeline: Pipeline,
     code = f"""
 from engine import settings
 from engine.session import spark_session
+url, root = "{settings.hdfs_url}", "{settings.hdfs_url}{MASTER}"
 spark = spark_session("plain", settings.load())
-print("rows", spark.read.parquet(*["{settings.hdfs_url}" + folder for folder in {folders}]).count())
+print("rows", spark.read.option("basePath", root).parquet(*[url + folder for folder in {folders}]).count())
 """
     env = {**pipeline.env, "PYTHONPATH": str(ROOT)}
     said = subprocess.run(
