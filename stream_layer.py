@@ -203,10 +203,10 @@ def main(argv: list[str] | None = None) -> None:
         fs = Hdfs(settings.hdfs_url, settings.hadoop_user_name)
         chosen = tuple(versions.definition_followed(fs, domain) for domain in chosen)
         stop = observe.Stop()
-        # Small jobs, many of them: adaptive planning would cost more than it saves.
         shown = metrics.QueryMetrics("stream", chosen, settings.stream_trigger_interval)
         host, port = settings.metrics_host, settings.stream_metrics_port
         metrics.serve("stream", shown.registry, shown.life.told, host, port)
+        # Small jobs, many of them: adaptive planning would cost more than it saves.
         spark = spark_session(
             "highwater-stream", settings, {"spark.sql.adaptive.enabled": "false", "spark.sql.shuffle.partitions": "2"}
         )

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import reduce
 from typing import Any
 
 import structlog
@@ -254,9 +255,7 @@ def _ledger(
                 "event_time",
             )
         )
-    union = frames[0]
-    for frame in frames[1:]:
-        union = union.unionByName(frame)
+    union = reduce(DataFrame.unionByName, frames)
     weighted = F.expr(f"CAST(crc AS DECIMAL(20,0)) * CAST(`offset` % {DIGEST_PRIME} + 1 AS DECIMAL(10,0))")
     newest_good = F.max(F.expr("CASE WHEN problem = 'good' THEN unix_micros(event_time) END"))
     found = union.groupBy("topic", "log", "partition", "problem").agg(
@@ -293,13 +292,16 @@ def _unknown_fields(
 ) -> dict[str, dict[str, int]]:
     """Count the rows that carry a field which the schema does not know; per topic and name of the field."""
     found: dict[str, dict[str, int]] = {}
+    frames = []
     for stream in domain.streams:
         if _continues(stream, parent, full) and stream.topic in parent.unknown:
             found[stream.topic] = dict(parent.unknown[stream.topic])
-        rows = read_typed(spark, url, stream, log[stream.topic], since[stream.topic]).where("unknown IS NOT NULL")
-        for row in rows.selectExpr("explode(unknown) AS name").groupBy("name").count().collect():
-            of = found.setdefault(stream.topic, {})
-            of[row["name"]] = of.get(row["name"], 0) + row["count"]
+        rows = read_typed(spark, url, stream, log[stream.topic], since[stream.topic])
+        frames.append(rows.selectExpr("topic", "explode(unknown) AS name"))
+    # One job for all topics: each job has a price of its own, however few rows there are.
+    for row in reduce(DataFrame.unionByName, frames).groupBy("topic", "name").count().collect():
+        of = found.setdefault(row["topic"], {})
+        of[row["name"]] = of.get(row["name"], 0) + row["count"]
     return found
 
 
