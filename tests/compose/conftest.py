@@ -15,6 +15,7 @@ import pytest
 
 from tests.compose import engine as engines
 from tests.compose.engine import ROOT, Engine, EngineMissing
+from tests.conftest import lag
 
 FOLDER = ROOT / ".cache" / "engine"
 # More events than a user's default, with everything that can be wrong with them; short pauses.
@@ -100,8 +101,8 @@ class Compose:
         return dict(domains[0]) if domains else {}
 
     def lag(self, layer: str) -> int | None:
-        lags = [p["lag"].get(layer) for p in self.ledger().get("partitions", [])]
-        return None if not lags or None in lags else sum(lags)
+        ledger = self.ledger()
+        return lag([ledger], layer) if ledger else None
 
     def wait(self, what: str, reached: Callable[[], Any], seconds: float = 180) -> Any:
         """Wait until something is true; else fail with the words of all containers."""

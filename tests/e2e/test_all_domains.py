@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from domains import DOMAINS
-from tests.conftest import Stack
-from tests.e2e.conftest import ROOT, Pipeline, Recorder
+from tests.conftest import Stack, lag
+from tests.e2e.conftest import PATIENCE, ROOT, Pipeline, Recorder
 from tests.notebook import execute
 
 SHARES = ("--duplicates", "0.02", "--late", "0.01", "--broken", "0.005", "--future", "0.001")
@@ -44,8 +44,7 @@ class All(Pipeline):
     def behind(self, layer: str) -> int | None:
         """Offsets that a layer still has to do, over all domains; None while one of them is not known."""
         told = self.ledgers()
-        lags = [p["lag"].get(layer) for ledger in told for p in ledger["partitions"]]
-        return None if len(told) < len(DOMAINS) or not lags or None in lags else sum(lags)
+        return None if len(told) < len(DOMAINS) else lag(told, layer)
 
     def versions(self) -> list[int]:
         return [ledger["version"] for ledger in self.ledgers()]
@@ -57,7 +56,7 @@ class All(Pipeline):
     def restart(self, name: str) -> None:
         """Start a layer again that left with 75, as its supervisor would."""
         child = self.running.pop(name)
-        assert child.wait(120) == 75, self.log(name)
+        assert child.wait(PATIENCE) == 75, self.log(name)
         self.start(name)
 
 
@@ -114,7 +113,7 @@ def change_promote_roll_back(pipeline: All) -> None:
     pipeline.run("batch_layer.py", "--domain", "movies")
     pipeline.wait("the line goes on", lambda: pipeline.movie_version() > candidate)
     pipeline.run("-m", "engine.versions", "rollback", "movies", str(plain))
-    pipeline.wait("the old version is served", lambda: pipeline.movie_version() == plain, seconds=10)
+    pipeline.wait("the old version is served", lambda: pipeline.movie_version() == plain)
     pipeline.restart("stream")
 
 
@@ -147,7 +146,7 @@ def test_explore_runs_for_other_domains_from_the_repository_s_folder(
     drilled: tuple[All, Path, Any], domain: str
 ) -> None:
     """Views without windows, and many measures; `tests/e2e/test_notebook_explore.py` runs it for learning, from its own folder."""
-    said = execute("explore", ROOT, {**drilled[0].env, "DOMAIN": domain}, seconds=120)
+    said = execute("explore", ROOT, {**drilled[0].env, "DOMAIN": domain}, seconds=PATIENCE)
     assert re.search(rf"^{domain}: topic \S+, view \w+ of version [1-9]", said["choose"], re.M)
     rows = re.findall(r"^(?:master|typed|view) +(.*)$", said["counts"], re.M)
     assert len(rows) == 3 and all(len(set(row.split()[1:])) == 1 for row in rows), said["counts"]

@@ -18,7 +18,7 @@ import pytest
 from engine import kafka
 from engine.log import MASTER, LogReader, covers
 from engine.settings import load
-from tests.e2e.conftest import ROOT, SHARES, Pipeline, Recorder
+from tests.e2e.conftest import PATIENCE, ROOT, SHARES, Pipeline, Recorder
 
 TOPICS = ("auth_topic", "assessment_topic", "video_topic", "course_topic", "profile_topic")
 
@@ -47,7 +47,7 @@ def drilled(pipeline: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> tup
         pipeline.wait("ingest after its kill", lambda: (pipeline.lag("ingest") or 10**9) < 1500)
 
         both = [pipeline.spawn(f"batch-{n}", "batch_layer.py") for n in (1, 2)]
-        assert [child.wait(240) for child in both] == [0, 0], pipeline.log("batch-1") + pipeline.log("batch-2")
+        assert [child.wait(PATIENCE) for child in both] == [0, 0], pipeline.log("batch-1") + pipeline.log("batch-2")
         for n in (1, 2):
             del pipeline.running[f"batch-{n}"]
         pipeline.wait("a version of the two runs served", lambda: pipeline.ledger().get("version", 0) > first)

@@ -22,7 +22,7 @@ from stack import settings as stack_settings
 from stack.services import CASSANDRA
 from stack.settings import free_ports
 from tests.conftest import Stack
-from tests.e2e.conftest import SHARES, Pipeline, Recorder
+from tests.e2e.conftest import PATIENCE, SHARES, Pipeline, Recorder
 
 MATERIALISE = ("-m", "engine.materialise")
 
@@ -84,7 +84,7 @@ def drill(pipeline: Pipeline, cassandra: Stack, writer: Pipeline, one: Pipeline,
         writer.spawn("materialise", *MATERIALISE)
         time.sleep(4)
         writer.kill("materialise-second")
-    assert batch.wait(400) == 0, pipeline.log("batch")
+    assert batch.wait(PATIENCE) == 0, pipeline.log("batch")
     for replica in (one, two):
         replica.wait(
             "the version at a replica", lambda replica=replica: (replica.ledger().get("version") or 0) > before
@@ -95,7 +95,7 @@ def drill(pipeline: Pipeline, cassandra: Stack, writer: Pipeline, one: Pipeline,
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
     child = writer.running.pop("materialise")
-    assert child.wait(120) == 75, writer.log("materialise")
+    assert child.wait(PATIENCE) == 75, writer.log("materialise")
     _, said = one.wait("a replica that says why", lambda: (found := ready(one))[0] == 503 and found)
     assert any(reason.startswith("Cassandra has not answered") for reason in said["reasons"]), said
     assert one.get("/v1/views/daily_logins?every=all") is not None, "the last snapshot is served on"
@@ -131,9 +131,10 @@ def test_coverage_never_goes_back_in_one_replica(drilled: Drilled) -> None:
 
 def test_a_cursor_of_one_replica_goes_on_at_the_other(drilled: Drilled, pipeline: Pipeline) -> None:
     _, one, two, _ = drilled
-    path = "/v1/views/student_submissions?every=all&order=user_id,course_id&limit=20"
+    path = "/v1/views/student_submissions?every=all&course_id=C001&course_id=C002&order=user_id,course_id&limit=20"
     whole = one.get(path.replace("limit=20", "limit=10000"))
     first = one.get(path)
+    assert whole["next_cursor"] is None and first["next_cursor"]
     pipeline.run("producer.py", "--rate", "0", "--count", "200", "--seed", "6")  # the snapshot is left behind
     wanted = whole["as_of"]["coverage"]
     two.wait("a later snapshot", lambda: two.get(path)["as_of"]["coverage"] != wanted)
