@@ -1,9 +1,9 @@
 # One image for every Spark and Python role: master, worker, the layers, the producer. Debian's Python is 3.11, the Spark
 # images' 3.10 is too old. Packages and jars come in at build time, checked; a running container fetches nothing.
-#     docker compose build
+#     docker compose build            or: docker build --target highwater -t highwater:1.0 .
 # The base is an argument, so that a mirror or a digest can take its place.
 ARG BASE_IMAGE=debian:bookworm-slim
-FROM ${BASE_IMAGE}
+FROM ${BASE_IMAGE} AS highwater
 
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 # Versions of Debian's packages come with the base image's release; pinning them breaks the build at each security update.
@@ -51,3 +51,12 @@ ENV SPARK_HOME=/opt/spark \
 USER highwater
 ENTRYPOINT ["tini", "--"]
 CMD ["python", "producer.py", "--help"]
+
+# The same with JupyterLab, for the profile notebook; the notebooks themselves are mounted.
+FROM highwater AS notebook
+USER root
+COPY requirements-notebook.lock ./
+RUN pip install --require-hashes -r requirements-notebook.lock
+USER highwater
+WORKDIR /opt/highwater/notebooks
+CMD ["jupyter", "lab", "--ip=0.0.0.0", "--port=8888", "--no-browser"]

@@ -107,9 +107,10 @@ test-compose: setup ## the Compose stack on a real Docker Engine, killed, paused
 k8s: setup ## print the Kubernetes manifests (OVERLAY=dev), to be piped into kubectl apply -f -
 	@$(PY) k8s/render.py $(OVERLAY)
 
-lock: setup ## pin all packages with their hashes, after a change of requirements.txt or requirements-dev.txt
+lock: setup ## pin all packages with their hashes, after a change of requirements*.txt
 	$(UV) --output-file requirements.lock requirements.txt
-	$(UV) --constraint requirements.lock --output-file requirements-dev.lock requirements-dev.txt
+	$(UV) --constraint requirements.lock --output-file requirements-notebook.lock requirements-notebook.txt
+	$(UV) --constraint requirements-notebook.lock --output-file requirements-dev.lock requirements-dev.txt
 
 sbom: setup ## write sbom.json: every package and jar with version and licence
 	@$(PY) -m stack.sbom

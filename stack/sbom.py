@@ -2,8 +2,9 @@
 
     python -m stack.sbom [FILE]        sbom.json by default
 
-Packages are those of requirements.lock; what only requirements-dev.lock brings is in it with the scope "excluded". The
-jars are those of stack/jars.lock, with its SHA-256. Licences of packages come from their own metadata.
+Packages are those of requirements.lock; what requirements-notebook.lock adds has the scope "optional", what only
+requirements-dev.lock brings "excluded". The jars are those of stack/jars.lock, with its SHA-256. Licences of packages come
+from their own metadata.
 """
 
 from __future__ import annotations
@@ -118,9 +119,11 @@ JARS = {
 # Packages whose metadata names no licence; from the licence file inside of them, or of their source.
 PACKAGES = {
     "asttokens": APACHE,
+    "bleach": APACHE,
     "datasketches": APACHE,
     "hdfs-native": APACHE,
     "kubernetes-validate": APACHE,
+    "overrides": APACHE,
     "protobuf": "BSD-3-Clause",
     "uv": "MIT OR Apache-2.0",
 }
@@ -148,13 +151,14 @@ def bill(environment: dict[str, Any]) -> dict[str, Any]:
     Raises:
         StackError: a jar or a package without a known licence, or a package of the product that is not installed.
     """
-    runtime, everything = (locked(ROOT / name) for name in ("requirements.lock", "requirements-dev.lock"))
+    names = ("requirements.lock", "requirements-notebook.lock", "requirements-dev.lock")
+    runtime, notebook, everything = (locked(ROOT / name) for name in names)
     packages = []
     for component in environment["components"]:
         name = normal(component["name"])
         if everything.get(name) != component["version"]:
             continue
-        component["scope"] = "required" if name in runtime else "excluded"
+        component["scope"] = "required" if name in runtime else "optional" if name in notebook else "excluded"
         if not component.get("licenses"):
             if name not in PACKAGES:
                 raise StackError(f"{name}: its metadata names no licence; add it to PACKAGES in stack/sbom.py")

@@ -35,7 +35,8 @@ STAND_INS = {
     "apache/hadoop:3.4.1": "hadoop",
 }
 BASE = "debian:bookworm-slim"
-OWN = "highwater:1.0"  # as docker-compose.yml calls it
+# Target of the Dockerfile → tag in docker-compose.yml.
+OWN = {"highwater": "highwater:1.0", "notebook": "highwater-notebook:1.0"}
 READY_SECONDS = 30.0
 
 
@@ -96,7 +97,8 @@ def up(folder: Path) -> Engine:
     with daemon(engine, building=True):
         if not stand_ins_are_new(engine):
             build_stand_ins(engine)
-        engine.docker("build", "--network", "host", "-t", OWN, str(ROOT))
+        for target, tag in OWN.items():
+            engine.docker("build", "--network", "host", "--target", target, "-t", tag, str(ROOT))
     make_namespace(engine)
     start(engine, building=False)
     return engine

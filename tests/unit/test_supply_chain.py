@@ -17,7 +17,8 @@ from stack.jars import read_lock
 from stack.settings import StackError
 
 ROOT = Path(__file__).resolve().parents[2]
-INPUTS = {"requirements.txt": "requirements.lock", "requirements-dev.txt": "requirements-dev.lock"}
+# Each goes on from the one before.
+INPUTS = {f"requirements{part}.txt": f"requirements{part}.lock" for part in ("", "-notebook", "-dev")}
 LICENCES = (ROOT / "docs" / "licences.md").read_text(encoding="utf-8")
 _ENTRY = re.compile(
     r"^([A-Za-z0-9][\w.-]*)==([^\s;\\]+)[^\n]*\\\n((?:    --hash=sha256:[0-9a-f]{64}(?: \\)?\n)+)", re.M
@@ -63,8 +64,8 @@ def test_every_locked_package_has_hashes_and_comes_from_no_place_of_its_own(name
 
 
 def test_what_is_developed_with_is_what_is_run() -> None:
-    runtime, development = (sbom.locked(ROOT / name) for name in INPUTS.values())
-    assert runtime.items() <= development.items()
+    runtime, notebook, development = (sbom.locked(ROOT / name) for name in INPUTS.values())
+    assert runtime.items() <= notebook.items() <= development.items()
 
 
 def test_what_is_installed_is_compared_with_hashes() -> None:
@@ -73,7 +74,9 @@ def test_what_is_installed_is_compared_with_hashes() -> None:
     assert not re.findall(r"pip install (?!.*--require-hashes)", makefile)
     if (ROOT / "Dockerfile").exists():
         installs = re.findall(r"pip install .*", (ROOT / "Dockerfile").read_text())
-        assert installs and all("--require-hashes -r requirements.lock" in line for line in installs), installs
+        assert installs and all(
+            re.search(r"--require-hashes -r requirements(-notebook)?\.lock", line) for line in installs
+        ), installs
 
 
 # Bill of materials ----------------------------------------------------------------------------------------------------
@@ -102,7 +105,7 @@ def test_the_bill_has_every_package_that_is_run_with_its_licence(bill: dict[str,
     required = {name for name, each in packages.items() if each["scope"] == "required"}
     assert sbom.unconditional(ROOT / "requirements.lock") <= required <= set(runtime)
     assert all(each["licenses"] for each in packages.values())
-    assert packages["ruff"]["scope"] == "excluded"
+    assert (packages["jupyterlab"]["scope"], packages["ruff"]["scope"]) == ("optional", "excluded")
     assert (bill["bomFormat"], bill["specVersion"]) == ("CycloneDX", "1.6")
     refs = [each["bom-ref"] for each in bill["components"]]
     assert len(refs) == len(set(refs))
@@ -135,8 +138,7 @@ def test_two_jars_of_one_name_are_told_apart() -> None:
 
 
 def test_the_list_of_licences_has_every_package_that_we_ask_for_and_no_other() -> None:
-    wanted = {**pinned("requirements.txt"), **pinned("requirements-dev.txt")}
-    assert set(rows("Python packages")) == set(wanted)
+    assert set(rows("Python packages")) == {package for name in INPUTS for package in pinned(name)}
 
 
 def test_the_list_of_licences_says_what_the_packages_say(bill: dict[str, Any]) -> None:
