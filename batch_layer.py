@@ -40,7 +40,7 @@ from engine.log import MASTER, MasterWentBack, OffsetGap, covers
 from engine.plan import planned
 from engine.session import spark_session
 from engine.settings import Settings, SettingsError, add_flags, environment, from_args
-from engine.versions import VersionUnknown, held_back
+from engine.versions import Manifest, VersionUnknown, held_back
 
 # A fresh system has nothing to fold yet; its first real version does not wait for a whole interval.
 EMPTY_SECONDS = 15.0
@@ -56,11 +56,11 @@ def run(
     args: argparse.Namespace,
     shown: metrics.BatchMetrics,
     again: bool,
-) -> dict[str, str]:
+) -> Manifest | None:
     """One batch run of one domain; `again` if this process has made one before.
 
     Returns:
-        Report → why its checks hold it back, of the version that was made or, if nothing was new, is there.
+        The version that was made or, if nothing was new, is there; None if another run was first.
 
     Raises:
         StartAgain: the domain file has changed since this process read it, and newer code has made a version.
@@ -96,23 +96,20 @@ def run(
         and parent.definition_hash == domain.definition_hash
         and parent.report_hash == domain.report_hash
     )
-    newest = parent
+    newest: Manifest | None = parent
     if same and not args.full:
-        held = held_back(parent)
-        _log.info("nothing new", domain=domain.name, version=parent.version, held=list(held))
+        _log.info("nothing new", domain=domain.name, version=parent.version, held=list(held_back(parent)))
     else:
-        version = build.version(
+        newest = build.version(
             spark, fs, domain, settings.hdfs_url, parent, horizon, log, args.full, number, args.candidate
         )
-        held = held_back(version) if version else {}
-        if version is None:
+        if newest is None:
             _log.info("another run was first", domain=domain.name, version=number)
         else:
-            ms = round((time.monotonic() - started) * 1000)
             what = "candidate" if args.candidate else "published"
-            _log.info(what, domain=domain.name, version=version.version, events=version.events, held=list(held), ms=ms)
-            newest = version
-    shown.version(domain.name, newest)
+            facts = {"version": newest.version, "events": newest.events, "held": list(held_back(newest))}
+            _log.info(what, domain=domain.name, **facts, ms=round((time.monotonic() - started) * 1000))
+    shown.version(domain.name, newest or parent)
     build.refresh_plain_folders(fs, domain)
     pruned = build.prune(fs, domain, settings.keep_versions)
     if any(pruned.values()):
@@ -121,7 +118,7 @@ def run(
     shown.compacted(domain.name, merged)
     if merged:
         _log.info("compacted", domain=domain.name, segments=merged)
-    return held
+    return newest
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -157,9 +154,12 @@ def main(argv: list[str] | None = None) -> None:
         while not stop:
             spark = spark_session("highwater-batch", settings)
             clean_staging(fs)
+            empty = True
             for domain in chosen:
                 with build.fresh_listing(), shown.run(domain.name):
-                    held = run(spark, fs, domain, settings, args, shown, again=rounds > 0)
+                    newest = run(spark, fs, domain, settings, args, shown, again=rounds > 0)
+                held = held_back(newest) if newest else {}
+                empty = empty and not (newest and newest.events)
                 for name, why in held.items():
                     print(f"held: {domain.name} report '{name}': {why}", file=sys.stderr)
                 any_held = any_held or bool(held)
@@ -167,7 +167,6 @@ def main(argv: list[str] | None = None) -> None:
             if not settings.batch_interval:
                 break
             rounds += 1
-            empty = any(build.basis(fs, domain, args.candidate)[1].events == 0 for domain in chosen)
             stop.sleep(min(settings.batch_interval, EMPTY_SECONDS) if empty else settings.batch_interval)
         if any_held and not settings.batch_interval:
             sys.exit(observe.EXIT_FAULT)
