@@ -81,6 +81,17 @@ CASSANDRA_OPENS = (
     "java.base/jdk.internal.reflect java.base/jdk.internal.util.jar java.base/sun.nio.ch "
     "jdk.compiler/com.sun.tools.javac jdk.management/com.sun.management.internal"
 )
+# One node knows at once that nobody else is there, so it waits for no gossip.
+CASSANDRA_OPTIONS = (
+    *(f"--add-exports={package}=ALL-UNNAMED" for package in CASSANDRA_EXPORTS.split()),
+    *(f"--add-opens={package}=ALL-UNNAMED" for package in CASSANDRA_OPENS.split()),
+    "-Djdk.attach.allowAttachSelf=true",
+    "-Dio.netty.tryReflectionSetAccessible=true",
+    "-Dcassandra-foreground=yes",
+    "-Dcassandra.native.epoll.enabled=false",
+    "-Dcassandra.skip_wait_for_gossip_to_settle=0",
+    "-Dcassandra.ring_delay_ms=1000",
+)
 
 
 def services(settings: Settings) -> tuple[Service, ...]:
@@ -170,19 +181,12 @@ def _prometheus_agent(settings: Settings) -> str:
 
 
 def _cassandra_options(settings: Settings) -> list[str]:
-    """What its start script would say. One node knows at once that nobody else is there, so it waits for no gossip."""
+    """What its start script would say."""
     return [
-        *(f"--add-exports={package}=ALL-UNNAMED" for package in CASSANDRA_EXPORTS.split()),
-        *(f"--add-opens={package}=ALL-UNNAMED" for package in CASSANDRA_OPENS.split()),
-        "-Djdk.attach.allowAttachSelf=true",
-        "-Dio.netty.tryReflectionSetAccessible=true",
+        *CASSANDRA_OPTIONS,
         f"-Dcassandra.config={(settings.conf / 'cassandra' / 'cassandra.yaml').as_uri()}",
         f"-Dcassandra.storagedir={settings.data / 'cassandra'}",
         f"-Dcassandra.logdir={settings.log}",
-        "-Dcassandra-foreground=yes",
-        "-Dcassandra.native.epoll.enabled=false",
-        "-Dcassandra.skip_wait_for_gossip_to_settle=0",
-        "-Dcassandra.ring_delay_ms=1000",
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -15,10 +16,10 @@ from pyspark.sql import SparkSession
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def lag(ledgers: list[dict[str, Any]], layer: str) -> int | None:
-    """Offsets that a layer still has to do, over all partitions of these ledgers; None while one is not known."""
+def lag(ledgers: list[dict[str, Any]], layer: str) -> float:
+    """Offsets that a layer still has to do, over all partitions of these ledgers; infinite while one is not known."""
     lags = [partition["lag"].get(layer) for ledger in ledgers for partition in ledger["partitions"]]
-    return None if not lags or None in lags else sum(lags)
+    return math.inf if not lags or None in lags else sum(lags)
 
 
 @pytest.fixture(scope="session")

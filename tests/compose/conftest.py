@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,12 +39,13 @@ class Compose:
 
     engine: Engine
     seconds: dict[str, float] = field(default_factory=dict)
+    chosen: dict[str, str] = field(default_factory=dict)  # settings of the shell, besides those of all tests
 
     @property
     def environment(self) -> dict[str, str]:
-        return {**self.engine.environment, **SETTINGS}
+        return {**self.engine.environment, **SETTINGS, **self.chosen}
 
-    def __call__(self, *words: str, wanted: int = 0, timeout: float = 420) -> str:
+    def __call__(self, *words: str, wanted: int = 0, timeout: float = 900) -> str:
         """Run `docker compose …`; returns what it printed."""
         command = ["docker", "compose", *words]
         done = subprocess.run(
@@ -54,6 +56,20 @@ class Compose:
             f"{' '.join(command)}: exit {done.returncode}\n{said[-4000:]}\n{self.report()}"
         )
         return said
+
+    def up(self, *services: str, profile: str = "") -> None:
+        """`docker compose up -d --wait`, of all or of some services."""
+        first = ("--profile", profile) if profile else ()
+        self(*first, "up", "-d", "--wait", "--pull", "never", "--no-build", *services)
+
+    @contextmanager
+    def profile(self, name: str, *services: str) -> Iterator[None]:
+        """Services of a profile beside the others, removed at the end."""
+        try:
+            self.up(*services, profile=name)
+            yield
+        finally:
+            self("--profile", name, "rm", "--stop", "--force", "--volumes", *services)
 
     def report(self) -> str:
         """What runs, and the last words of all, for the message of a failing test."""
@@ -100,11 +116,11 @@ class Compose:
         domains = json.loads(body).get("domains") if status == 200 else None
         return dict(domains[0]) if domains else {}
 
-    def lag(self, layer: str) -> int | None:
+    def lag(self, layer: str) -> float:
         ledger = self.ledger()
-        return lag([ledger], layer) if ledger else None
+        return lag([ledger] if ledger else [], layer)
 
-    def wait(self, what: str, reached: Callable[[], Any], seconds: float = 180) -> Any:
+    def wait(self, what: str, reached: Callable[[], Any], seconds: float = 600) -> Any:
         """Wait until something is true; else fail with the words of all containers."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
@@ -140,7 +156,7 @@ def compose(engine: Engine) -> Iterator[Compose]:
     stack("down", "--volumes", "--remove-orphans")
     began = time.monotonic()
     try:
-        stack("up", "-d", "--wait", "--pull", "never", "--no-build")
+        stack.up()
         stack.seconds["up --wait"] = time.monotonic() - began
         stack.wait("the first merged answer", lambda: stack.ledger().get("version"))
         stack.seconds["up to the first merged answer"] = time.monotonic() - began

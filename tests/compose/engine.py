@@ -23,17 +23,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from stack import config, jars, services
+from stack import settings as stack_settings
+
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES = Path(__file__).resolve().parent / "images"
 DEBIAN_PACKAGES = ("docker.io", "iptables", "debootstrap")
 COMPOSE = "github.com/docker/compose/v2/cmd"
 COMPOSE_VERSION = "v2.40.3"
-# Tag → folder of its stand-in.
+# Tag → folder of its stand-in. There is none for Grafana: no registry of packages has it.
 STAND_INS = {
     "confluentinc/cp-zookeeper:7.9.10": "kafka",
     "confluentinc/cp-kafka:7.9.10": "kafka",
     "apache/hadoop:3.4.1": "hadoop",
+    "cassandra:5.0.5": "cassandra",
+    "prom/prometheus:v2.55.1": "prometheus",
 }
+JARS = {"kafka": "kafka", "hadoop": "hdfs", "cassandra": "cassandra"}  # folder of a stand-in → its jars in lib
 BASE = "debian:bookworm-slim"
 # Target of the Dockerfile → tag in docker-compose.yml.
 OWN = {"highwater": "highwater:1.0", "notebook": "highwater-notebook:1.0"}
@@ -228,6 +234,7 @@ def build_stand_ins(engine: Engine) -> None:
         run(["tar", "-C", str(rootfs), "-cf", str(archive), "."])
         engine.docker("import", str(archive), BASE)
         archive.unlink()
+    jars.ensure(ROOT, (*jars.CONFS, "cassandra"))
     for tag, folder in STAND_INS.items():
         with packed(folder) as context:
             engine.docker("build", "--network", "host", "-t", tag, str(context))
@@ -249,11 +256,17 @@ def trust_like_this_machine(rootfs: Path) -> None:
 
 @contextmanager
 def packed(folder: str) -> Iterator[Path]:
-    """A build context: the stand-in's folder and the jars of its servers."""
+    """A build context: the stand-in's folder, the jars of its servers, and what the native stack tells Cassandra."""
     context = ROOT / ".cache" / f"image-{folder}"
     shutil.rmtree(context, ignore_errors=True)
     shutil.copytree(IMAGES / folder, context)
-    shutil.copytree(ROOT / "lib" / {"kafka": "kafka", "hadoop": "hdfs"}[folder], context / "lib")
+    if folder in JARS:
+        shutil.copytree(ROOT / "lib" / JARS[folder], context / "lib")
+    if folder == "cassandra":
+        native = stack_settings.load({}).with_cassandra()
+        (context / "cassandra.json").write_text(json.dumps(config.cassandra_properties(native)))
+        (context / "logback.xml").write_text(config.CASSANDRA_LOG)
+        (context / "options").write_text(" ".join(services.CASSANDRA_OPTIONS))
     try:
         yield context
     finally:

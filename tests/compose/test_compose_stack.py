@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,7 +48,7 @@ def test_all_is_up_and_stays_up(compose: Compose, capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize("port", PAGES)
 def test_a_page_of_the_readme_answers_on_the_host(compose: Compose, port: int) -> None:
     path, word = PAGES[port]
-    compose.wait(f"port {port}", lambda: compose.get(path, port)[0] == 200, 60)
+    compose.wait(f"port {port}", lambda: compose.get(path, port)[0] == 200)
     assert word in compose.get(path, port)[1]
 
 
@@ -131,7 +132,7 @@ def test_host_and_containers_agree(compose: Compose, tmp_path: Path) -> None:
         assert heads >= ends
     finally:
         compose("start", "ingest")
-    compose.wait("the container goes on where the host stopped", lambda: (compose.lag("ingest") or 10**9) < 1000)
+    compose.wait("the container goes on where the host stopped", lambda: compose.lag("ingest") < 1000)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +140,7 @@ def test_host_and_containers_agree(compose: Compose, tmp_path: Path) -> None:
 )
 def test_a_crash_heals_by_itself(compose: Compose, service: str) -> None:
     compose.crash(service)
-    compose.wait(f"{service} started again", lambda: compose.inspect(service)["RestartCount"] > 0, 60)
+    compose.wait(f"{service} started again", lambda: compose.inspect(service)["RestartCount"] > 0)
 
 
 def test_a_frozen_broker_and_a_cut_network_lose_nothing(compose: Compose) -> None:
@@ -160,19 +161,72 @@ def test_afterwards_all_is_exact(compose: Compose) -> None:
         return (
             bool(ledger)
             and all(p["raw_head"] is not None for p in ledger["partitions"])
-            and (sum(p["raw_head"] for p in ledger["partitions"]) > ends and (compose.lag("stream") or 10**9) < 2000)
+            and (sum(p["raw_head"] for p in ledger["partitions"]) > ends and compose.lag("stream") < 2000)
         )
 
-    compose.wait("all layers go on", caught_up, 300)
+    compose.wait("all layers go on", caught_up)
     assert "exact" in compose.verify()
     for name, state in compose.states().items():
         assert not compose.inspect(name)["State"]["OOMKilled"], (name, state)
 
 
+def test_prometheus_reaches_everything_that_it_asks(compose: Compose) -> None:
+    """With its exporter, without Grafana, of which there is no stand-in."""
+
+    def targets() -> list[dict[str, Any]]:
+        status, body = compose.get("/api/v1/targets", 9090)
+        return list(json.loads(body)["data"]["activeTargets"]) if status == 200 else []
+
+    def silent() -> list[str]:
+        return [f"{target['scrapeUrl']}: {target['lastError']}" for target in targets() if target["health"] != "up"]
+
+    with compose.profile("monitoring", "prometheus", "kafka-exporter"):
+        asked = {target["labels"]["job"] for target in compose.wait("targets", targets)}
+        assert {"producer", "ingest", "stream", "batch", "serving", "kafka", "namenode", "datanode"} <= asked
+        # Between two rounds the batch layer has no Spark that could be asked.
+        compose.wait("all answer", lambda: all("//batch:4040" in one for one in silent()) or print(silent()))
+
+
+def test_the_notebook_explores_the_running_system(compose: Compose) -> None:
+    with compose.profile("notebook", "notebook"):
+        assert "version" in compose.get("/api", 8888)[1]
+        assert compose.get("/api/contents", 8888)[0] == 403, "without its token it shows nothing"
+        compose("exec", "-T", "notebook", "jupyter", "execute", "explore.ipynb", "--timeout", "300")
+
+
+def test_answers_from_cassandra_are_exact(compose: Compose) -> None:
+    compose.chosen["SERVING_STORE"] = "cassandra"
+    try:
+        with compose.profile("cassandra", "cassandra", "materialiser"):
+            compose.up("serving")
+            assert "exact" in compose.verify()
+            for service in ("materialiser", "cassandra"):
+                compose.crash(service)
+                compose.wait(f"{service} is back", lambda service=service: restarted(compose, service))
+            ends = sum(p["kafka_end"] for p in compose.ledger()["partitions"])
+            compose.wait("it goes on", lambda: covered(compose.ledger()) > ends)
+            assert "exact" in compose.verify()
+    finally:
+        del compose.chosen["SERVING_STORE"]
+        compose.up("serving")
+
+
+def restarted(compose: Compose, service: str) -> bool:
+    state = compose.inspect(service)
+    health = state["State"].get("Health", {}).get("Status", "healthy")
+    return state["RestartCount"] > 0 and state["State"]["Running"] and health == "healthy"
+
+
+def covered(ledger: dict[str, Any]) -> int:
+    """Offsets below the coverage of the answers."""
+    topics = ledger.get("as_of", {}).get("coverage", {}).values()
+    return sum(offset for logs in topics for by in logs.values() for offset in by.values())
+
+
 def test_down_and_up_keep_everything(compose: Compose) -> None:
     before = compose.ledger()
     compose("down")
-    compose("up", "-d", "--wait", "--pull", "never", "--no-build")
+    compose.up()
     compose.wait("the version of before", lambda: (compose.ledger().get("version") or 0) >= before["version"])
     after = compose.wait("all events of before", lambda: covers(compose.ledger(), before))
     assert after["balanced"] and after["complete"], json.dumps(after)[:2000]

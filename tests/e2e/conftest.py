@@ -128,9 +128,9 @@ class Pipeline:
         found = self.get("/v1/ledger")
         return dict(found["domains"][0]) if found and found["domains"] else {}
 
-    def lag(self, layer: str) -> int | None:
+    def lag(self, layer: str) -> float:
         ledger = self.ledger()
-        return lag([ledger], layer) if ledger else None
+        return lag([ledger] if ledger else [], layer)
 
     def wait(self, what: str, reached: Callable[[], Any], seconds: float = PATIENCE) -> Any:
         """Wait until something is true; a layer that died meanwhile fails the test with its log."""

@@ -44,7 +44,7 @@ def drilled(pipeline: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> tup
         assert pipeline.hdfs.delete("/checkpoints/ingest/learning", recursive=True)
         assert pipeline.hdfs.delete("/checkpoints/speed/learning", recursive=True)
         pipeline.start("ingest", "stream")
-        pipeline.wait("ingest after its kill", lambda: (pipeline.lag("ingest") or 10**9) < 1500)
+        pipeline.wait("ingest after its kill", lambda: pipeline.lag("ingest") < 1500)
 
         both = [pipeline.spawn(f"batch-{n}", "batch_layer.py") for n in (1, 2)]
         assert [child.wait(PATIENCE) for child in both] == [0, 0], pipeline.log("batch-1") + pipeline.log("batch-2")
