@@ -26,9 +26,10 @@ ROOT = Path(__file__).resolve().parents[2]
 SHARES = ("--duplicates", "0.03", "--late", "0.02", "--broken", "0.01", "--future", "0.005")
 # Seconds after which something hangs for sure: no test is about speed, and CI machines differ in it.
 PATIENCE = 900
+# A micro-batch costs the same for few rows as for many: with shorter pauses two cores do nothing else.
 LAYERS = {
     "ingest": ("ingest_layer.py", "--trigger-interval", "4s"),
-    "stream": ("stream_layer.py",),
+    "stream": ("stream_layer.py", "--stream-trigger-interval", "3s"),
     "serving": ("serving_layer.py",),
 }
 COPIED = (

@@ -30,12 +30,7 @@ QUERIES = (
 
 
 class All(Pipeline):
-    """Every domain in the same processes; the stream takes turns, as two cores want it."""
-
-    def start(self, *names: str) -> None:
-        for name in names:
-            more = {"stream": ("--stream-trigger-interval", "3s"), "ingest": ("--trigger-interval", "4s")}.get(name, ())
-            self.spawn(name, f"{name}_layer.py", *more)
+    """Every domain in the same processes."""
 
     def ledgers(self) -> list[dict[str, Any]]:
         found = self.get("/v1/ledger")

@@ -28,7 +28,7 @@ def drilled(pipeline: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> tup
     """The drill; returns the journal of acknowledged events and the recorded answers."""
     folder = tmp_path_factory.mktemp("drill")
     journal, answers = folder / "journal.jsonl", folder / "answers.jsonl"
-    producer = ("producer.py", "--rate", "150", "--seed", "2", *SHARES, "--journal", str(journal))
+    producer = ("producer.py", "--rate", "80", "--seed", "2", *SHARES, "--journal", str(journal))
     with Recorder(pipeline, answers) as recorder:
         pipeline.spawn("producer", *producer)
         pipeline.wait(
