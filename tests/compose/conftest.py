@@ -29,6 +29,7 @@ SETTINGS = {
     "BROKEN_SHARE": "0.005",
     "FUTURE_SHARE": "0.001",
     "TRIGGER_INTERVAL": "5 seconds",
+    "STREAM_TRIGGER_INTERVAL": "3 seconds",
     "BATCH_INTERVAL": "10m",
 }
 
@@ -158,7 +159,7 @@ def compose(engine: Engine) -> Iterator[Compose]:
     try:
         stack.up()
         stack.seconds["up --wait"] = time.monotonic() - began
-        stack.wait("the first merged answer", lambda: stack.ledger().get("version"))
+        stack.wait("the first merged answer", lambda: stack.ledger().get("events", {}).get("batch"))
         stack.seconds["up to the first merged answer"] = time.monotonic() - began
         yield stack
     finally:

@@ -69,8 +69,8 @@ def test_answers_are_exact(compose: Compose) -> None:
 def test_one_run_of_the_batch_layer(compose: Compose) -> None:
     before = compose.ledger()["version"]
     said = compose("run", "--rm", "-T", "batch", "--full")
-    assert "published" in said
-    compose.wait("its version served", lambda: compose.ledger()["version"] > before)
+    assert "published" in said or "another run was first" in said, said  # the service has runs of its own
+    compose.wait("its version served", lambda: compose.ledger().get("version", 0) > before)
     assert "exact" in compose.verify()
 
 
