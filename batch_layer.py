@@ -97,6 +97,9 @@ def run(
         and parent.report_hash == domain.report_hash
     )
     newest: Manifest | None = parent
+    if not parent.version and not build.any_rows(log):
+        _log.info("no events yet", domain=domain.name)
+        return parent
     if same and not args.full:
         _log.info("nothing new", domain=domain.name, version=parent.version, held=list(held_back(parent)))
     else:

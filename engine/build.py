@@ -77,6 +77,10 @@ def typed_log(fs: Hdfs, domain: Domain) -> Partitions:
     return {s.topic: LogReader(fs, typed_root(s)).partitions([s.topic])[s.topic] for s in domain.streams}
 
 
+def any_rows(log: Partitions) -> bool:
+    return any(part.head > part.origin for logs in log.values() for by in logs.values() for part in by.values())
+
+
 def heads(log: Partitions) -> Position:
     return position(log, lambda partition: partition.head)
 

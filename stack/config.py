@@ -181,12 +181,18 @@ def spark_defaults(template: str, settings: Settings) -> str:
 
 
 def container_spark_defaults(template: str, lib: Path) -> str:
-    """The template for containers: absolute jars, a driver that its executors reach, memory from the environment."""
+    """The template for containers: absolute jars, a driver that its executors reach, memory from the environment.
+
+    Executors there share 2 GB: without the optimising compiler each needs some 50 MB less and is warm sooner.
+    """
     # Without these two Spark takes the container's own address; without the others, SPARK_DRIVER_MEMORY and
     # SPARK_EXECUTOR_MEMORY.
     left_out = ("spark.driver.host", "spark.driver.bindAddress", "spark.driver.memory", "spark.executor.memory")
     jars = ",".join(str(jar) for jar in sorted((lib / "spark").glob("*.jar")))
     lines = [line for line in template.splitlines() if line.partition(" ")[0] not in (*left_out, "spark.jars")]
+    lines = [
+        f"{line} -XX:TieredStopAtLevel=1" if line.startswith("spark.executor.extraJava") else line for line in lines
+    ]
     own = (
         f"spark.jars  {jars}",
         "spark.master  spark://spark-master:7077",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -111,8 +112,9 @@ def test_host_and_containers_agree(compose: Compose, tmp_path: Path) -> None:
         "SPARK_LOCAL_IP": "127.0.0.1",
     }
 
+    shell = 'mount --bind "$1" /etc/hosts; shift; exec "$@"'
+
     def script(*words: str, timeout: float = 120) -> str:
-        shell = 'mount --bind "$1" /etc/hosts; shift; exec "$@"'
         inside = ["unshare", "--mount", "bash", "-c", shell, "-", str(hosts), sys.executable, *words]
         done = compose.on_host(inside, cwd=tmp_path, env=environment, timeout=timeout)
         assert done.returncode == 0, f"{words}: {done.stdout[-1500:]}{done.stderr[-3000:]}"
@@ -123,13 +125,19 @@ def test_host_and_containers_agree(compose: Compose, tmp_path: Path) -> None:
     compose("stop", "ingest")
     try:
         ends = sum(p["kafka_end"] for p in compose.ledger()["partitions"])
-        ingest = "timeout --signal=TERM --preserve-status 45 " + sys.executable
-        shell = f'mount --bind "{hosts}" /etc/hosts; exec {ingest} {ROOT}/ingest_layer.py --trigger-interval 2s'
-        done = compose.on_host(["unshare", "--mount", "bash", "-c", shell], cwd=tmp_path, env=environment, timeout=120)
-        assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
-        assert "committed" in done.stderr
-        heads = sum(p["raw_head"] for p in compose.ledger()["partitions"])
-        assert heads >= ends
+        ingest = [sys.executable, f"{ROOT}/ingest_layer.py", "--trigger-interval", "2s"]
+        inside = compose.engine.inside(["unshare", "--mount", "bash", "-c", shell, "-", str(hosts), *ingest])
+        said = tmp_path / "ingest.log"
+        with said.open("wb") as out:
+            running = subprocess.Popen(inside, cwd=tmp_path, env=environment, stdout=out, stderr=out)
+        try:
+            compose.wait("the host's ingest mirrors", lambda: raw_heads(compose) >= ends or running.poll() is not None)
+            running.terminate()
+            assert running.wait(120) == 0, said.read_text()[-3000:]
+        finally:
+            running.kill()
+        assert "committed" in said.read_text()
+        assert raw_heads(compose) >= ends
     finally:
         compose("start", "ingest")
     compose.wait("the container goes on where the host stopped", lambda: compose.lag("ingest") < 1000)
@@ -231,6 +239,10 @@ def test_down_and_up_keep_everything(compose: Compose) -> None:
     after = compose.wait("all events of before", lambda: covers(compose.ledger(), before))
     assert after["balanced"] and after["complete"], json.dumps(after)[:2000]
     assert "exact" in compose.verify()
+
+
+def raw_heads(compose: Compose) -> int:
+    return sum(p["raw_head"] or 0 for p in compose.ledger().get("partitions", []))
 
 
 def covers(ledger: dict, before: dict) -> dict | None:
