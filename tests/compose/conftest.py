@@ -136,10 +136,11 @@ class Compose:
 
 
 @pytest.fixture(scope="session")
-def engine() -> Iterator[Engine]:
+def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    profiles = any(item.get_closest_marker("profile") for item in request.session.items)
     FOLDER.mkdir(parents=True, exist_ok=True)
     try:
-        running = engines.up(FOLDER)
+        running = engines.up(FOLDER, profiles)
     except EngineMissing as error:
         reason = f"SKIPPED, no container was started: {error}"
         print(f"\n{reason}", file=sys.stderr)

@@ -18,7 +18,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,9 +36,8 @@ STAND_INS = {
     "confluentinc/cp-zookeeper:7.9.10": "kafka",
     "confluentinc/cp-kafka:7.9.10": "kafka",
     "apache/hadoop:3.4.1": "hadoop",
-    "cassandra:5.0.5": "cassandra",
-    "prom/prometheus:v2.55.1": "prometheus",
 }
+OF_PROFILES = {"cassandra:5.0.5": "cassandra", "prom/prometheus:v2.55.1": "prometheus"}
 JARS = {"kafka": "kafka", "hadoop": "hdfs", "cassandra": "cassandra"}  # folder of a stand-in → its jars in lib
 BASE = "debian:bookworm-slim"
 # Target of the Dockerfile → tag in docker-compose.yml.
@@ -92,8 +91,11 @@ def run(command: Sequence[str], **options: object) -> subprocess.CompletedProces
     return done
 
 
-def up(folder: Path) -> Engine:
+def up(folder: Path, profiles: bool = True) -> Engine:
     """Install what is missing, build the images that are missing or old, start the engine in its namespace.
+
+    Args:
+        profiles: also the images that only Compose's profiles need.
 
     Raises:
         EngineMissing: not root, no Debian, or the engine does not start here.
@@ -101,9 +103,10 @@ def up(folder: Path) -> Engine:
     engine = Engine(folder.resolve())
     install(engine)
     with daemon(engine, building=True):
-        if not stand_ins_are_new(engine):
-            build_stand_ins(engine)
-        for target, tag in OWN.items():
+        stand_ins = {**STAND_INS, **(OF_PROFILES if profiles else {})}
+        if not stand_ins_are_new(engine, stand_ins):
+            build_stand_ins(engine, stand_ins)
+        for target, tag in OWN.items() if profiles else [("highwater", OWN["highwater"])]:
             engine.docker("build", "--network", "host", "--target", target, "-t", tag, str(ROOT))
     make_namespace(engine)
     start(engine, building=False)
@@ -208,21 +211,24 @@ def make_namespace(engine: Engine) -> None:
     run(engine.inside(["ip", "link", "set", "lo", "up"]))
 
 
-def stand_ins_are_new(engine: Engine) -> bool:
+def stand_ins_are_new(engine: Engine, stand_ins: Mapping[str, str]) -> bool:
     """Whether the stand-ins were made from what lies in `images` and `lib` now."""
     mark = engine.folder / "images.json"
-    return mark.exists() and json.loads(mark.read_text()) == sources()
+    made = json.loads(mark.read_text()) if mark.exists() else {}
+    return sources(stand_ins).items() <= made.items()
 
 
-def sources() -> dict[str, str]:
+def sources(stand_ins: Mapping[str, str]) -> dict[str, str]:
     """What the stand-ins are made from: name → size and time."""
-    files = [path for folder in (IMAGES, ROOT / "lib") for path in sorted(folder.rglob("*")) if path.is_file()]
+    names = set(stand_ins.values())
+    folders = [IMAGES / name for name in names] + [ROOT / "lib" / JARS[name] for name in names if name in JARS]
+    files = [path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()]
     return {
         str(p.relative_to(ROOT)): f"{p.stat().st_size} {p.stat().st_mtime_ns}" for p in files if p.name != ".verified"
     }
 
 
-def build_stand_ins(engine: Engine) -> None:
+def build_stand_ins(engine: Engine, stand_ins: Mapping[str, str]) -> None:
     """The base by debootstrap, then the stand-ins."""
     if not engine.docker("images", "-q", BASE).stdout.strip():
         rootfs = engine.folder / "rootfs"
@@ -234,11 +240,11 @@ def build_stand_ins(engine: Engine) -> None:
         run(["tar", "-C", str(rootfs), "-cf", str(archive), "."])
         engine.docker("import", str(archive), BASE)
         archive.unlink()
-    jars.ensure(ROOT, (*jars.CONFS, "cassandra"))
-    for tag, folder in STAND_INS.items():
+    jars.ensure(ROOT, (*jars.CONFS, *({"cassandra"} & set(stand_ins.values()))))
+    for tag, folder in stand_ins.items():
         with packed(folder) as context:
             engine.docker("build", "--network", "host", "-t", tag, str(context))
-    (engine.folder / "images.json").write_text(json.dumps(sources()))
+    (engine.folder / "images.json").write_text(json.dumps(sources(stand_ins)))
 
 
 def trust_like_this_machine(rootfs: Path) -> None:
