@@ -6,6 +6,7 @@ Log lines carry counts and offsets, never payloads, keys or secrets.
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import time
@@ -30,7 +31,10 @@ class StartAgain(RuntimeError):
 
 
 class Stop:
-    """True once SIGTERM or SIGINT asked the process to finish what it is doing and leave."""
+    """True once SIGTERM or SIGINT asked the process to finish what it is doing and leave; a second one ends it at once.
+
+    What is left undone then is what `kill -9` leaves undone, which the next start takes up; exit code 128 + signal.
+    """
 
     def __init__(self) -> None:
         self._asked = False
@@ -40,8 +44,14 @@ class Stop:
     def __bool__(self) -> bool:
         return self._asked
 
-    def _ask(self, *_: Any) -> None:
+    def _ask(self, number: int, _frame: Any) -> None:
+        # os.write: the signal may have come in the middle of a print.
+        if self._asked:
+            os._exit(128 + number)
         self._asked = True
+        os.write(
+            2, b"stopping when the work at hand is done; a second signal stops at once, and the next start goes on\n"
+        )
 
     def sleep(self, seconds: float) -> None:
         """Sleep, but not past a stop signal."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import urllib.error
 import urllib.request
 
 from tests.e2e.conftest import SHARES, Pipeline
@@ -12,6 +13,14 @@ from tests.unit.test_monitoring import names_of, ours
 def page(port: int) -> bytes:
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as answer:
         return bytes(answer.read())
+
+
+def healthy(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=20) as answer:
+            return bool(answer.status == 200)
+    except urllib.error.HTTPError:  # 503: starting, or silent
+        return False
 
 
 def by_topic(text: bytes, name: str, **labels: str) -> dict[str, float]:
@@ -33,8 +42,7 @@ def heads_of(pipeline: Pipeline) -> dict[str, float]:
 
 def test_the_metrics_of_the_layers_say_what_the_ledger_says(pipeline: Pipeline) -> None:
     for layer in ("ingest", "stream"):
-        with urllib.request.urlopen(f"http://127.0.0.1:{pipeline.ports[layer]}/health", timeout=20) as answer:
-            assert answer.status == 200
+        pipeline.wait(f"health of {layer}", lambda layer=layer: healthy(pipeline.ports[layer]))
     wanted = sum(heads_of(pipeline).values()) + 2000
     pipeline.run("producer.py", "--rate", "0", "--count", "2000", "--seed", "77", *SHARES)
     pipeline.wait("all mirrored", lambda: sum(heads_of(pipeline).values()) >= wanted and pipeline.lag("ingest") == 0)

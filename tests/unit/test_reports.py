@@ -60,7 +60,9 @@ def run(spark: SparkSession, fs: LocalFs) -> Run:
 
     def once(domain: Domain) -> dict[str, str]:
         flags, shown = Namespace(full=False, typed=False, candidate=False), BatchMetrics([domain], None)
-        return batch_layer.run(spark, fs, domain, config, flags, shown, False)  # type: ignore[arg-type]
+        made = batch_layer.run(spark, fs, domain, config, flags, shown, False)  # type: ignore[arg-type]
+        assert made is not None
+        return versions.held_back(made)
 
     return once
 
@@ -170,10 +172,11 @@ def test_a_single_run_exits_1_for_a_held_report_and_a_repeating_one_goes_on(
     for name, fake in (("Stop", StopAfterTwo), ("stop_spark", lambda _: None), ("start_logging", lambda _: None)):
         monkeypatch.setattr(batch_layer.observe, name, fake)
     monkeypatch.setenv("BATCH_METRICS_PORT", "0")
-    served = (None, SimpleNamespace(events=1), 1)  # not empty, so the next round comes after the interval
-    monkeypatch.setattr(batch_layer.build, "basis", lambda *_: served)
     told = {"learning": {"bands": WHY}, "iot": {}}
-    monkeypatch.setattr(batch_layer, "run", lambda spark, fs, domain, *_, again: told[domain.name])
+    monkeypatch.setattr(
+        batch_layer, "run", lambda spark, fs, domain, *_, again: SimpleNamespace(domain=domain.name, events=1)
+    )
+    monkeypatch.setattr(batch_layer, "held_back", lambda version: told[version.domain])
     command = ["--domain", "learning,iot", *flags]
     if rounds == 1:
         with pytest.raises(SystemExit) as left:
