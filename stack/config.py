@@ -65,8 +65,10 @@ def render(settings: Settings) -> dict[str, str]:
         "spark/spark-defaults.conf": spark_defaults((spark / "spark-defaults.conf").read_text(), settings),
         "spark/log4j2.properties": (spark / "log4j2.properties").read_text(),
         "spark/metrics.properties": (spark / "metrics.properties").read_text(),
+        # A user who was chosen stays: the layers find this file also when they work for the containers of Compose.
         "spark/spark-env.sh": "".join(
-            f"export {name}='{value}'\n" for name, value in spark_environment(settings).items()
+            f'export {name}="${{{name}:-{value}}}"\n' if name == "HADOOP_USER_NAME" else f"export {name}='{value}'\n"
+            for name, value in spark_environment(settings).items()
         ),
     }
 

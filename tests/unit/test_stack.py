@@ -74,6 +74,18 @@ def test_a_line_that_the_image_would_not_understand_is_refused_with_its_number(l
         config.hadoop_properties(f"# first\n{line}\n", settings)
 
 
+@pytest.mark.parametrize(("chosen", "user"), [({}, "hadoop"), ({"HADOOP_USER_NAME": "ingest"}, "ingest")])
+def test_spark_keeps_the_user_that_somebody_chose(
+    settings: Settings, tmp_path: Path, chosen: dict[str, str], user: str
+) -> None:
+    """The layers find this file on a host whose containers have a user per layer, too."""
+    file = tmp_path / "spark-env.sh"
+    file.write_text(config.render(settings)["spark/spark-env.sh"])
+    command = ["bash", "-euc", f'. "{file}"; echo "$HADOOP_USER_NAME $SPARK_LOCAL_IP"']
+    env = {"PATH": os.environ["PATH"], **chosen}
+    assert subprocess.check_output(command, env=env, text=True) == f"{user} 127.0.0.1\n"
+
+
 def test_kafka_listens_on_loopback_and_never_elects_an_unclean_leader(settings: Settings) -> None:
     rendered = config.render(settings)["kafka/server.properties"].splitlines()
     properties = dict(line.split("=", 1) for line in rendered)
