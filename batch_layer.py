@@ -81,6 +81,9 @@ def run(
     )
 
     log = build.typed_log(fs, domain)
+    if not parent.version and not build.any_rows(log):
+        _log.info("no events yet", domain=domain.name)
+        return parent
     if args.candidate:
         horizon = parent.horizon  # beside the served version: what differs comes from the definition alone
     else:
@@ -97,9 +100,6 @@ def run(
         and parent.report_hash == domain.report_hash
     )
     newest: Manifest | None = parent
-    if not parent.version and not build.any_rows(log):
-        _log.info("no events yet", domain=domain.name)
-        return parent
     if same and not args.full:
         _log.info("nothing new", domain=domain.name, version=parent.version, held=list(held_back(parent)))
     else:
