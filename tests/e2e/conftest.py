@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from engine.hdfs import Hdfs
+from engine.observe import STOP_SECONDS
 from stack.settings import free_ports
 from tests.conftest import Stack, lag
 
@@ -95,7 +96,7 @@ class Pipeline:
         """SIGTERM the Python process alone; returns its exit code."""
         child = self.running.pop(name)
         child.send_signal(signal.SIGTERM)
-        return child.wait(PATIENCE)
+        return child.wait(STOP_SECONDS)
 
     def run(self, script: str, *arguments: str, wanted: int = 0) -> str:
         """Run a script, or with `-m` a module, to its end and check its exit code; returns what it printed."""

@@ -19,7 +19,7 @@ def healthy(port: int) -> bool:
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=20) as answer:
             return bool(answer.status == 200)
-    except urllib.error.HTTPError:  # 503: starting, or silent
+    except urllib.error.URLError:  # nobody listens yet, or 503: starting, or silent
         return False
 
 
