@@ -25,6 +25,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from functools import partial
 
 import structlog
 from pyspark.sql import SparkSession
@@ -38,7 +39,7 @@ from engine.hdfs import Hdfs, HdfsUnavailable
 from engine.horizon import choose_horizon
 from engine.log import MASTER, MasterWentBack, OffsetGap, covers
 from engine.plan import planned
-from engine.session import spark_session
+from engine.session import side_by_side, spark_session
 from engine.settings import Settings, SettingsError, add_flags, environment, from_args
 from engine.versions import Manifest, VersionUnknown, held_back
 
@@ -74,7 +75,8 @@ def run(
         )
     if args.typed:
         forget_typed(fs, domain)
-    rows = {stream.topic: extend_typed(spark, fs, stream, settings.hdfs_url) for stream in domain.streams}
+    typed = side_by_side(*(partial(extend_typed, spark, fs, stream, settings.hdfs_url) for stream in domain.streams))
+    rows = dict(zip(domain.topics, typed, strict=True))
     shown.typed(domain.name, rows)
     _log.info(
         "typed", domain=domain.name, rows=sum(rows.values()), topics=rows, ms=round((time.monotonic() - started) * 1000)

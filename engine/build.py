@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from decimal import Decimal
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 import structlog
@@ -23,6 +22,7 @@ from engine.domain import Domain, Stream
 from engine.events import Ranges, RowsDiffer, read_typed, typed_root
 from engine.hdfs import Hdfs
 from engine.log import STAGING, LogReader, Partition, Partitions, Position, offset_in, position
+from engine.session import side_by_side
 from engine.versions import VIEWS, Manifest
 
 # The digest of a partition is the sum over its rows of CRC-32(value) × (offset mod this prime + 1): it sees edited,
@@ -116,11 +116,16 @@ def version(
     staging = f"{STAGING}/version-{domain.name}-{number}-{utc_now():%Y%m%dT%H%M%S%f}"
     everything = {s.topic: _ranges(log[s.topic], s.topic, horizon, {}) for s in domain.streams}
     since = {s.topic: _since(s, parent, log, horizon, full) for s in domain.streams}
-    counts, digests, newest = _ledger(spark, url, domain, parent, log, since, full)
-    unknown = _unknown_fields(spark, url, domain, parent, log, since, full)
-    _check_rows(domain, log, horizon, counts)
     _register(spark, url, domain, log, since, "new_")
     _register(spark, url, domain, log, everything, "")
+    (counts, digests, newest), unknown, reports, *views = side_by_side(
+        partial(_ledger, spark, url, domain, parent, log, since, full),
+        partial(_unknown_fields, spark, url, domain, parent, log, since, full),
+        # All in one piece: a report may read an earlier one.
+        partial(_write_reports, spark, fs, domain, url, staging, parent, number),
+        *(partial(_write_view, spark, fs, domain, v.name, url, staging, parent, full) for v in domain.views),
+    )
+    _check_rows(domain, log, horizon, counts)
     built = Manifest(
         domain=domain.name,
         version=number,
@@ -138,10 +143,9 @@ def version(
         created_at=utc_now().isoformat(),
         line=number if candidate else parent.line,
         definition=domain.to_json(),
+        views=dict(zip((view.name for view in domain.views), views, strict=True)),
+        reports=reports,
     )
-    views = {view.name: _write_view(spark, fs, domain, view.name, url, staging, parent, full) for view in domain.views}
-    reports = _write_reports(spark, fs, domain, url, staging, parent, number)
-    built = dataclasses.replace(built, views=views, reports=reports)
     fs.create(f"{staging}/manifest.json", built.to_json())
     fs.mkdirs(f"{versions.VERSIONS}/{domain.name}")
     try:

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ from pyspark.sql import SparkSession
 from engine.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# Pieces of one run that are under way at once: while the driver plans one, the executors work on another.
+AT_ONCE = 3
 
 # Types of a raw row as every reader of ours sees it; topic, log and partition come from the path.
 RAW_SCHEMA = (
@@ -64,6 +68,21 @@ def spark_session(name: str, settings: Settings, conf: dict[str, str] | None = N
         spark.conf.set("spark.sql.shuffle.partitions", str(max(2, spark.sparkContext.defaultParallelism)))
     spark.sparkContext.addPyFile(_our_code())
     return spark
+
+
+def side_by_side(*work: Callable[[], Any]) -> list[Any]:
+    """Run independent pieces of work, each of which may run Spark jobs; return what they returned, in their order.
+
+    Raises:
+        The first failure in their order, once no piece is at work any more.
+    """
+    with ThreadPoolExecutor(AT_ONCE, "jobs") as pool:
+        running = [pool.submit(piece) for piece in work]
+        try:
+            return [piece.result() for piece in running]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def file_writer(spark: SparkSession) -> Callable[[str, bytes], None]:
