@@ -89,11 +89,11 @@ batch: setup ## recompute the batch views once (DOMAIN=learning)
 bench: setup ## measure CPU seconds per million events
 	@$(PY) -m bench
 
-test: setup ## all tests: unit, integration, end to end
-	$(PY) -m pytest tests/unit tests/integration tests/e2e
+test: test-unit ## all tests: unit, integration, end to end
+	$(PY) -m pytest tests/integration tests/e2e
 
-test-unit: setup ## tests that need no services
-	$(PY) -m pytest tests/unit
+test-unit: setup ## tests that need no services, a process per core
+	$(PY) -m pytest tests/unit -n auto --maxprocesses 4 --dist loadfile
 
 test-integration: setup ## tests on the real stack, one layer at a time
 	$(PY) -m pytest tests/integration
