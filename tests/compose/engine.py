@@ -98,17 +98,22 @@ def up(folder: Path, profiles: bool = True) -> Engine:
         profiles: also the images that only Compose's profiles need.
 
     Raises:
-        EngineMissing: not root, no Debian, or the engine does not start here.
+        EngineMissing: not root, no Debian, not to be installed, or it does not start here.
+        RuntimeError: an image cannot be built.
     """
     engine = Engine(folder.resolve())
-    install(engine)
+    try:
+        install(engine)
+        make_namespace(engine)
+    except RuntimeError as error:
+        raise EngineMissing(str(error)) from error
+    start(engine, building=False)  # where it cannot run, nobody waits for images
     with daemon(engine, building=True):
         stand_ins = {**STAND_INS, **(OF_PROFILES if profiles else {})}
         if not stand_ins_are_new(engine, stand_ins):
             build_stand_ins(engine, stand_ins)
         for target, tag in OWN.items() if profiles else [("highwater", OWN["highwater"])]:
             engine.docker("build", "--network", "host", "--target", target, "-t", tag, str(ROOT))
-    make_namespace(engine)
     start(engine, building=False)
     return engine
 

@@ -27,12 +27,9 @@ ROOT = Path(__file__).resolve().parents[2]
 SHARES = ("--duplicates", "0.03", "--late", "0.02", "--broken", "0.01", "--future", "0.005")
 # Seconds after which something hangs for sure: no test is about speed, and CI machines differ in it.
 PATIENCE = 900
+SCRIPTS = {"ingest": "ingest_layer.py", "stream": "stream_layer.py", "serving": "serving_layer.py"}
 # A micro-batch costs the same for few rows as for many: with shorter pauses two cores do nothing else.
-LAYERS = {
-    "ingest": ("ingest_layer.py", "--trigger-interval", "4s"),
-    "stream": ("stream_layer.py", "--stream-trigger-interval", "3s"),
-    "serving": ("serving_layer.py",),
-}
+PAUSES = {"TRIGGER_INTERVAL": "8s", "STREAM_TRIGGER_INTERVAL": "8s"}
 COPIED = (
     "*.py",
     "engine/*.py",
@@ -65,7 +62,7 @@ class Pipeline:
         # local[2]: the layers start faster without an executor each; `make demo` runs them on the Spark master.
         self.env = {**os.environ, **stack.env, "SPARK_MASTER": "local[2]", "SERVING_PORT": str(self.port)}
         self.env |= {f"{layer.upper()}_METRICS_PORT": str(self.ports[layer]) for layer in ("ingest", "stream")}
-        self.env |= {"PRODUCER_METRICS_PORT": "0", "BATCH_METRICS_PORT": "0"}
+        self.env |= {"PRODUCER_METRICS_PORT": "0", "BATCH_METRICS_PORT": "0", **PAUSES}
         self.env |= {"PYTHONUNBUFFERED": "1", "DOMAIN": domain, "PYTHONPATH": str(root)}
         # Short runs over few events: on two cores the optimising compiler would cost more than the work itself.
         self.env["JDK_JAVA_OPTIONS"] = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
@@ -84,7 +81,7 @@ class Pipeline:
 
     def start(self, *names: str) -> None:
         for name in names:
-            self.spawn(name, *LAYERS[name])
+            self.spawn(name, SCRIPTS[name])
 
     def kill(self, name: str) -> None:
         """kill -9 the Python driver and its JVM at once, in whatever they are doing."""
@@ -133,6 +130,10 @@ class Pipeline:
     def lag(self, layer: str) -> float:
         ledger = self.ledger()
         return lag([ledger] if ledger else [], layer)
+
+    def heads(self, name: str) -> dict[tuple[str, str], int]:
+        """A column of the ledger by topic and partition, 0 where it is not known."""
+        return {(p["topic"], p["partition"]): p[name] or 0 for p in self.ledger().get("partitions", [])}
 
     def wait(self, what: str, reached: Callable[[], Any], seconds: float = PATIENCE) -> Any:
         """Wait until something is true; a layer that died meanwhile fails the test with its log."""
@@ -198,6 +199,16 @@ class Recorder:
             answer = self.pipeline.get(f"/v1/views/{view}?{query}")
             if answer is not None:
                 self.answers.append({"url": self.pipeline.url, "view": view, "query": query, "answer": answer})
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Modules that use the shared pipeline come last: its layers would take cores from the others'."""
+
+    def module(item: pytest.Item) -> str:
+        return item.nodeid.partition("::")[0]
+
+    shared = {module(item) for item in items if "pipeline" in getattr(item, "fixturenames", ())}
+    items.sort(key=lambda item: module(item) in shared)
 
 
 @pytest.fixture(scope="session")

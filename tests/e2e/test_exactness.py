@@ -61,6 +61,9 @@ def drilled(pipeline: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> tup
         pipeline.wait("a new chain serves", lambda: pipeline.ledger().get("events", {}).get("speed"))
 
         # The new chain begins beyond what ingest had mirrored; a horizon is an epoch's end that the typed log has reached.
+        ends = pipeline.heads("kafka_end")
+        pipeline.wait("ingest is beyond the chain's start", lambda: at_least(pipeline.heads("raw_head"), ends))
+
         def newer() -> bool:
             pipeline.run("batch_layer.py")
             return pipeline.ledger().get("version", 0) > before
@@ -71,6 +74,10 @@ def drilled(pipeline: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> tup
         pipeline.wait("ingest has all", lambda: pipeline.lag("ingest") == 0)
         time.sleep(2 * recorder.seconds)
     return journal, answers, recorder.answers
+
+
+def at_least(heads: dict[tuple[str, str], int], ends: dict[tuple[str, str], int]) -> bool:
+    return heads.keys() == ends.keys() and all(heads[key] >= end for key, end in ends.items())
 
 
 def test_the_merged_answer_is_the_recount_of_the_raw_log(drilled: object, pipeline: Pipeline) -> None:
