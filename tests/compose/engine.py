@@ -201,10 +201,12 @@ def stop(engine: Engine) -> None:
 
 
 def down(engine: Engine) -> None:
-    """Stop the engine and give its namespace back."""
+    """Stop the engine and give its namespaces back; dockerd leaves one mounted, and its folder could not be deleted."""
     stop(engine)
-    if os.path.ismount(engine.namespace):
-        run(["umount", str(engine.namespace)])
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        mounted = Path(line.split()[4])
+        if mounted.is_relative_to(engine.folder):
+            run(["umount", str(mounted)])
 
 
 def make_namespace(engine: Engine) -> None:
