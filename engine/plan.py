@@ -18,6 +18,9 @@ def planned(fs: Hdfs, domain: Domain, parent: Manifest, full: bool = False, type
         parent: the version that the run would build on.
         full, typed: as the flags of `batch_layer.py`.
     """
+    rows = {stream.topic: _rows(fs, stream) for stream in domain.streams}
+    if not parent.version and not any(raw for raw, _ in rows.values()):
+        return [f"{domain.name}: no events yet, and no version is made of an empty log"]
     on = f"on version {parent.version} of {parent.created_at}" if parent.version else "the first version"
     lines = [f"{domain.name}: definition {domain.definition_hash}, {on}"]
     retyped = {
@@ -25,7 +28,7 @@ def planned(fs: Hdfs, domain: Domain, parent: Manifest, full: bool = False, type
     }
     before = {s["topic"]: s for s in parent.definition.get("streams", ())}
     for stream in domain.streams:
-        raw, done = _rows(fs, stream)
+        raw, done = rows[stream.topic]
         if typed:
             why = "parsed anew because of --typed"
             done = 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -113,10 +114,10 @@ def wait_for(url: str, reached: Any, layer: str, settings: Settings) -> dict[str
     raise StackError(f"{layer} did not get there within {DEADLINE:.0f} s; see {layers.log_file(settings, layer)}")
 
 
-def behind(ledger: dict[str, Any], layer: str) -> int:
-    """Return the offsets that a layer still has to do, over all partitions; -1 if it is not known yet."""
+def behind(ledger: dict[str, Any], layer: str) -> float:
+    """Return the offsets that a layer still has to do, over all partitions; infinite while one is not known."""
     lags = [p["lag"].get(layer) for d in ledger["domains"] for p in d["partitions"]]
-    return -1 if not lags or None in lags else sum(lags)
+    return math.inf if not lags or None in lags else sum(lags)
 
 
 def get(url: str) -> dict[str, Any]:

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from pyspark.sql import SparkSession
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def lag(ledgers: list[dict[str, Any]], layer: str) -> float:
-    """Offsets that a layer still has to do, over all partitions of these ledgers; infinite while one is not known."""
-    lags = [partition["lag"].get(layer) for ledger in ledgers for partition in ledger["partitions"]]
-    return math.inf if not lags or None in lags else sum(lags)
 
 
 @pytest.fixture(scope="session")

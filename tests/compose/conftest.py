@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
+from stack.demo import behind
 from tests.compose import engine as engines
 from tests.compose.engine import ROOT, Engine, EngineMissing
-from tests.conftest import lag
 
 FOLDER = ROOT / ".cache" / "engine"
 # More events than a user's default, with everything that can be wrong with them; short pauses.
@@ -119,7 +119,7 @@ class Compose:
 
     def lag(self, layer: str) -> float:
         ledger = self.ledger()
-        return lag([ledger] if ledger else [], layer)
+        return behind({"domains": [ledger] if ledger else []}, layer)
 
     def wait(self, what: str, reached: Callable[[], Any], seconds: float = 600) -> Any:
         """Wait until something is true; else fail with the words of all containers."""

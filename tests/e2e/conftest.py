@@ -20,8 +20,9 @@ import pytest
 
 from engine.hdfs import Hdfs
 from engine.observe import STOP_SECONDS
+from stack.demo import behind
 from stack.settings import free_ports
-from tests.conftest import Stack, lag
+from tests.conftest import Stack
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARES = ("--duplicates", "0.03", "--late", "0.02", "--broken", "0.01", "--future", "0.005")
@@ -129,7 +130,7 @@ class Pipeline:
 
     def lag(self, layer: str) -> float:
         ledger = self.ledger()
-        return lag([ledger] if ledger else [], layer)
+        return behind({"domains": [ledger] if ledger else []}, layer)
 
     def heads(self, name: str) -> dict[tuple[str, str], int]:
         """A column of the ledger by topic and partition, 0 where it is not known."""

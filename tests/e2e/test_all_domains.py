@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from domains import DOMAINS
-from tests.conftest import Stack, lag
+from stack.demo import behind
+from tests.conftest import Stack
 from tests.e2e.conftest import PATIENCE, ROOT, Pipeline, Recorder
 from tests.notebook import execute
 
@@ -45,7 +46,7 @@ class All(Pipeline):
     def lag(self, layer: str) -> float:
         """Over all domains."""
         told = self.ledgers()
-        return lag(told if len(told) == len(DOMAINS) else [], layer)
+        return behind({"domains": told if len(told) == len(DOMAINS) else []}, layer)
 
     def versions(self) -> list[int]:
         return [ledger["version"] for ledger in self.ledgers()]

@@ -188,6 +188,11 @@ def test_views_that_came_or_have_other_dimensions_are_said_not_compared() -> Non
 # Planning --------------------------------------------------------------------------------------------------------------
 
 
+def test_a_plan_for_an_empty_log_promises_no_version(fs: LocalFs) -> None:
+    (said,) = planned(fs, SHOP, versions.followed(fs, SHOP))  # type: ignore[arg-type]
+    assert "no events yet" in said
+
+
 def test_a_plan_says_what_would_be_rebuilt_and_why(fs: LocalFs) -> None:
     rows = events(Random(1), 50)
     write_version(fs, SHOP, 1, rows, end_of(rows, ORIGINS))
