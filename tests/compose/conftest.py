@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -16,7 +15,7 @@ import pytest
 
 from stack.demo import behind
 from tests.compose import engine as engines
-from tests.compose.engine import ROOT, Engine, EngineMissing
+from tests.compose.engine import OWN, ROOT, Engine, EngineMissing
 
 FOLDER = ROOT / ".cache" / "engine"
 # More events than a user's default, with everything that can be wrong with them; short pauses.
@@ -61,7 +60,8 @@ class Compose:
     def up(self, *services: str, profile: str = "") -> None:
         """`docker compose up -d --wait`, of all or of some services."""
         first = ("--profile", profile) if profile else ()
-        self(*first, "up", "-d", "--wait", "--pull", "never", "--no-build", *services)
+        images = ("--pull", "never", "--no-build") if self.engine.own else ("--build",)
+        self(*first, "up", "-d", "--wait", *images, *services)
 
     @contextmanager
     def profile(self, name: str, *services: str) -> Iterator[None]:
@@ -99,7 +99,9 @@ class Compose:
 
     def crash(self, service: str) -> None:
         """Kill the first process of a container as the kernel would: `docker kill` counts as stopped by hand."""
-        os.kill(self.inspect(service)["State"]["Pid"], 9)
+        pid = str(self.inspect(service)["State"]["Pid"])
+        words = ("--rm", "--pid=host", "--network=none", "--user=0", "--entrypoint=sh")
+        self.docker("run", *words, OWN["highwater"], "-c", f"kill -9 {pid}")
 
     def on_host(self, command: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
         """Run a command where the published ports are."""
@@ -155,7 +157,7 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
 def compose(engine: Engine) -> Iterator[Compose]:
     """The stack, up and healthy; taken down with its volumes at the end."""
     stack = Compose(engine)
-    stack("down", "--volumes", "--remove-orphans")
+    stack("--profile", "*", "down", "--volumes", "--remove-orphans")
     began = time.monotonic()
     try:
         stack.up()
@@ -164,4 +166,4 @@ def compose(engine: Engine) -> Iterator[Compose]:
         stack.seconds["up to the first merged answer"] = time.monotonic() - began
         yield stack
     finally:
-        stack("down", "--volumes", "--remove-orphans")
+        stack("--profile", "*", "down", "--volumes", "--remove-orphans")

@@ -1,4 +1,4 @@
-"""A Docker Engine of the tests' own, where none is running: Debian's, in a network namespace without a way out.
+"""The Docker Engine that runs here, or one of the tests' own: Debian's, in a network namespace without a way out.
 
 python -m tests.compose.engine up FOLDER     starts it, makes the images, prints lines for a shell
 python -m tests.compose.engine down FOLDER   stops it; FOLDER keeps images and layers for the next time
@@ -51,9 +51,10 @@ class EngineMissing(RuntimeError):
 
 @dataclass(frozen=True)
 class Engine:
-    """An engine's folder: data, socket, client configuration."""
+    """An engine: of the tests' own, with its folder (data, socket, client configuration), or the one that runs here."""
 
     folder: Path
+    own: bool = True
 
     @property
     def namespace(self) -> Path:
@@ -66,6 +67,8 @@ class Engine:
     @property
     def environment(self) -> dict[str, str]:
         """The environment of a client."""
+        if not self.own:
+            return dict(os.environ)
         return {
             **os.environ,
             "DOCKER_HOST": self.socket,
@@ -75,7 +78,7 @@ class Engine:
 
     def inside(self, command: Sequence[str]) -> list[str]:
         """The command that runs where published ports answer."""
-        return ["nsenter", f"--net={self.namespace}", *command]
+        return ["nsenter", f"--net={self.namespace}", *command] if self.own else list(command)
 
     def docker(self, *arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
         """Run the client; CalledProcessError with its output when it fails."""
@@ -92,7 +95,7 @@ def run(command: Sequence[str], **options: object) -> subprocess.CompletedProces
 
 
 def up(folder: Path, profiles: bool = True) -> Engine:
-    """Install what is missing, build the images that are missing or old, start the engine in its namespace.
+    """Take the engine that runs here; else install what is missing, build the images, start one in a namespace.
 
     Args:
         profiles: also the images that only Compose's profiles need.
@@ -101,6 +104,9 @@ def up(folder: Path, profiles: bool = True) -> Engine:
         EngineMissing: not root, no Debian, not to be installed, or it does not start here.
         RuntimeError: an image cannot be built.
     """
+    running = Engine(folder.resolve(), own=False)
+    if answers(running):
+        return running
     engine = Engine(folder.resolve())
     try:
         install(engine)
@@ -116,6 +122,14 @@ def up(folder: Path, profiles: bool = True) -> Engine:
             engine.docker("build", "--network", "host", "--target", target, "-t", tag, str(ROOT))
     start(engine, building=False)
     return engine
+
+
+def answers(engine: Engine) -> bool:
+    """Whether a client reaches the engine and has Compose."""
+    asked = (["docker", "version"], ["docker", "compose", "version"])
+    return shutil.which("docker") is not None and not any(
+        subprocess.run(words, env=engine.environment, capture_output=True, check=False).returncode for words in asked
+    )
 
 
 def install(engine: Engine) -> None:
@@ -172,10 +186,7 @@ def start(engine: Engine, building: bool) -> None:
         process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
     deadline = time.monotonic() + READY_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
-        if (
-            subprocess.run(["docker", "version"], env=engine.environment, capture_output=True, check=False).returncode
-            == 0
-        ):
+        if answers(engine):
             return
         time.sleep(0.2)
     stop(engine)
@@ -201,7 +212,9 @@ def stop(engine: Engine) -> None:
 
 
 def down(engine: Engine) -> None:
-    """Stop the engine and give its namespaces back; dockerd leaves one mounted, and its folder could not be deleted."""
+    """Stop the tests' own engine and give its namespaces back; dockerd leaves one mounted, and its folder could not be deleted."""
+    if not engine.own:
+        return
     stop(engine)
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         mounted = Path(line.split()[4])
@@ -301,6 +314,9 @@ def main(argv: list[str]) -> int:
     except EngineMissing as error:
         print(f"no engine: {error}", file=sys.stderr)
         return 1
+    if not engine.own:
+        print("# an engine runs here already")
+        return 0
     print(f"export DOCKER_HOST={engine.socket} DOCKER_CONFIG={engine.folder}/client DOCKER_BUILDKIT=0")
     print(f"# published ports answer inside: nsenter --net={engine.namespace} curl http://127.0.0.1:8000/")
     return 0

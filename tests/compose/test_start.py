@@ -63,7 +63,7 @@ def test_answers_are_exact(compose: Compose) -> None:
 
 def test_down_and_up_keep_everything(compose: Compose) -> None:
     before = compose.ledger()
-    compose("down")
+    compose("--profile", "*", "down")
     compose.up()
     compose.wait("the version of before", lambda: (compose.ledger().get("version") or 0) >= before["version"])
     after = compose.wait("all events of before", lambda: covers(compose.ledger(), before))

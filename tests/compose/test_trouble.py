@@ -52,12 +52,15 @@ for path in sys.argv[2:]:
 
 def test_host_and_containers_agree(compose: Compose, tmp_path: Path) -> None:
     """README.md: with one line in the hosts file, the scripts run on the host against the containers."""
+    if os.geteuid():
+        pytest.skip("SKIPPED: only root may give a process another hosts file")
     hosts = tmp_path / "hosts"
     hosts.write_text("127.0.0.1 localhost namenode datanode\n")
     environment = {
         **{k: v for k, v in os.environ.items() if not k.startswith(("KAFKA_", "HDFS_", "SPARK_"))},
         "PYTHONPATH": str(ROOT),
         "HADOOP_USER_NAME": "ingest",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # source .venv/bin/activate
         "SPARK_LOCAL_IP": "127.0.0.1",
     }
 
@@ -74,15 +77,17 @@ def test_host_and_containers_agree(compose: Compose, tmp_path: Path) -> None:
     compose("stop", "ingest")
     try:
         ends = sum(p["kafka_end"] for p in compose.ledger()["partitions"])
-        ingest = [sys.executable, f"{ROOT}/ingest_layer.py", "--trigger-interval", "2s"]
+        submit = ["spark-submit", "--properties-file", "conf/spark-defaults.conf", "ingest_layer.py"]
+        ingest = [*submit, "--trigger-interval", "2s"]
         inside = compose.engine.inside(["unshare", "--mount", "bash", "-c", shell, "-", str(hosts), *ingest])
         log = tmp_path / "ingest.log"
         with log.open("wb") as out:
-            running = subprocess.Popen(inside, cwd=tmp_path, env=environment, stdout=out, stderr=out)
+            running = subprocess.Popen(inside, cwd=ROOT, env=environment, stdout=out, stderr=out)
         try:
             compose.wait("the host's ingest mirrors", lambda: raw_heads(compose) >= ends or running.poll() is not None)
             running.terminate()
-            assert running.wait(120) == 0, log.read_text()[-3000:]
+            # the signal meets the JVM of spark-submit; what it was doing is done again
+            assert running.wait(120) in (0, 143), log.read_text()[-3000:]
         finally:
             running.kill()
         assert "committed" in log.read_text()
