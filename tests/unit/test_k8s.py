@@ -35,6 +35,7 @@ def rendered(overlay: str) -> tuple[Object, ...]:
         [sys.executable, "k8s/render.py", overlay], cwd=ROOT, capture_output=True, text=True, check=False
     )
     if done.returncode == NO_TOOL:
+        assert "HIGHWATER_ALL_TOOLS" not in os.environ, done.stderr
         pytest.skip(done.stderr.strip())
     assert done.returncode == 0, done.stderr
     return tuple(yaml.safe_load_all(done.stdout))
@@ -398,7 +399,7 @@ def test_values_of_our_settings_are_ones_that_we_accept(overlay: str) -> None:
         e for _, c in each_container(overlay) for e in _env(c).items() if c.get("image", "").startswith("highwater")
     ]
     for name, value in values:
-        if name in by_name:
+        if name in by_name and value:  # empty is as good as unset
             by_name[name].kind.parse(value)
 
 
@@ -622,13 +623,33 @@ def test_nobody_else_reaches_anything(overlay: str) -> None:
 
 
 @EACH
+def test_a_label_of_yours_opens_what_the_page_says(overlay: str) -> None:
+    labels = {one.name: one.labels for one in with_executors(overlay)}
+    proxy, prometheus = {"highwater/uses-serving": "true"}, {"highwater/scrapes-metrics": "true"}
+    assert allowed(overlay, proxy, labels["serving"], 8000)
+    for name, port in {"ingest": 8083, "stream": 8084, "serving": 8000, "namenode": 9870, "datanode": 9864}.items():
+        assert allowed(overlay, prometheus, labels[name], port), name
+    assert not allowed(overlay, proxy, labels["ingest"], 8083)
+
+
+@EACH
+def test_settings_cannot_move_what_probes_and_rules_name(overlay: str) -> None:
+    fixed = {"ingest": "INGEST_METRICS_PORT", "stream": "STREAM_METRICS_PORT", "serving": "SERVING_PORT"}
+    for name, setting in fixed.items():
+        assert setting in {entry["name"] for entry in pod(overlay, name).spec["containers"][0]["env"]}
+    batch = {entry["name"]: entry.get("value") for entry in pod(overlay, "batch").spec["containers"][0]["env"]}
+    assert batch["BATCH_INTERVAL"] == "", "a pod that repeats would never end"
+
+
+@EACH
 def test_every_rule_speaks_of_pods_and_ports_that_exist(overlay: str) -> None:
     yours = {"highwater/uses-serving", "highwater/scrapes-metrics"}  # labels of pods that are not part of this
     everyone = with_executors(overlay)
     for policy in of_kind(overlay, "NetworkPolicy"):
         name, spec = policy["metadata"]["name"], policy["spec"]
         selected = [one for one in everyone if matches(spec["podSelector"], one.labels)]
-        assert selected, f"{overlay}: policy {name} selects no pod"
+        of_yours = spec["podSelector"].get("matchLabels", {}).keys() & yours
+        assert selected or of_yours, f"{overlay}: policy {name} selects no pod"
         for direction, side in (("ingress", "from"), ("egress", "to")):
             for rule in spec.get(direction, []):
                 targets = selected
