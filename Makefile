@@ -2,22 +2,20 @@
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 PY := .venv/bin/python
-DOMAIN ?= learning
 STACK ?= native
 OVERLAY ?= dev
 # for every platform and Python from 3.11 on, so that one lock file serves all machines
 UV := .venv/bin/uv pip compile --quiet --no-config --universal --python-version 3.11 --generate-hashes --custom-compile-command "make lock"
-export DOMAIN
 
 ifeq ($(STACK),compose)
 READY :=
 UP := docker compose up -d --wait
-DOWN := docker compose down
-RESET := printf 'deletes all data, checkpoints and topics; type reset to go on: ' && read -r word && [ "$$word" = reset ] && docker compose down --volumes
+DOWN := docker compose --profile '*' down
+RESET := printf 'deletes all data, checkpoints and topics; type reset to go on: ' && read -r word && [ "$$word" = reset ] && docker compose --profile '*' down --volumes
 STATUS := docker compose ps -a
 LOGS := docker compose logs --tail 15 $(L)
 BUILD := docker compose build
-SHELL_COMMAND := docker compose run --rm --entrypoint pyspark -e PYTHONSTARTUP=/opt/highwater/stack/shell.py batch
+SHELL_COMMAND := docker compose run --rm --entrypoint pyspark -e PYTHONSTARTUP=stack/shell.py batch
 TAIL := docker compose exec producer python -m stack tail
 MONITORING := docker compose --profile monitoring up -d --wait
 else ifeq ($(STACK),native)
@@ -56,7 +54,7 @@ status: $(READY) ## one line per service
 	@$(STATUS)
 
 health: $(READY) ## has the serving layer something right to say? Prints its reasons
-	@curl -fsS http://127.0.0.1:$(or $(SERVING_PORT),8000)/health/ready && echo
+	@curl -fsS http://127.0.0.1:$(or $(SERVING_PORT),$(shell sed -n 's/^SERVING_PORT=//p' .env 2>/dev/null),8000)/health/ready && echo
 
 logs: $(READY) ## the last lines of every log (L=ingest for one)
 	@$(LOGS)
@@ -83,8 +81,8 @@ doctor: setup ## find what would fail, and the command that mends it
 demo: setup ## run everything on live events and prove the answers
 	@$(PY) -m stack.demo
 
-batch: setup ## recompute the batch views once (DOMAIN=learning)
-	@$(PY) batch_layer.py --domain $(DOMAIN)
+batch: setup ## recompute the batch views once (DOMAIN=cards for another domain)
+	@$(PY) batch_layer.py
 
 bench: setup ## measure CPU seconds per million events
 	@$(PY) -m bench

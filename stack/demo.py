@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import subprocess
 import sys
 import time
@@ -30,9 +29,7 @@ DEADLINE = 240.0
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--domain", default=os.environ.get("DOMAIN") or "learning", help="domain; several by comma, or all [DOMAIN]"
-    )
+    parser.add_argument("--domain", help="domain; several by comma, or all [DOMAIN]")
     parser.add_argument("--events", type=int, default=20_000, help="events sent at full speed before the batch run")
     parser.add_argument("--free-ports", action="store_true", help="choose free ports instead of the usual ones")
     parser.add_argument("--once", action="store_true", help="stop everything at the end instead of leaving it running")
@@ -52,14 +49,14 @@ def run(args: argparse.Namespace) -> int:
     settings = lifecycle.up(load(), free=args.free_ports, say=say)
     for line in layers.stop(settings):
         say(line)
-    domain = ("--domain", args.domain)
-    port = os.environ.get("SERVING_PORT") or "8000"
-    url = f"http://127.0.0.1:{port}"
+    chosen = args.domain or settings.domain
+    domain = ("--domain", chosen)
+    url = f"http://127.0.0.1:{settings.layer_ports['SERVING_PORT']}"
     step(began, "starting the layers on the Spark master")
-    layers.start(settings, "serving", (*domain, "--port", port))
+    layers.start(settings, "serving", domain)
     layers.start(settings, "ingest", (*domain, "--trigger-interval", INGEST_EVERY))
     # Each domain is a query of its own: several of them take turns on a small machine.
-    several = "," in args.domain or args.domain == "all"
+    several = "," in chosen or chosen == "all"
     layers.start(settings, "stream", (*domain, *(("--stream-trigger-interval", "4 seconds") if several else ())))
     step(began, f"sending {args.events:,} events at full speed, with duplicates, late, broken and future ones")
     script(settings, "producer.py", *domain, "--rate", "0", "--count", str(args.events), "--metrics-port", "0", *SHARES)
@@ -84,9 +81,9 @@ def run(args: argparse.Namespace) -> int:
         check=False,
     ).returncode
     if not args.once:
-        layers.start(settings, "producer", (*domain, "--rate", os.environ.get("MSGS_PER_SEC") or "10", *SHARES))
+        layers.start(settings, "producer", (*domain, *SHARES))
         layers.start(settings, "batch", (*domain, "--every", BATCH_EVERY))
-    board(settings, url, args.domain, get(f"{url}/v1/ledger"), began)
+    board(settings, url, chosen, get(f"{url}/v1/ledger"), began)
     if args.once:
         layers.stop(settings)
         lifecycle.down(settings, say)

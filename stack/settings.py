@@ -60,7 +60,7 @@ class StackError(Exception):
 
 @dataclass(frozen=True)
 class Settings:
-    """One stack: its folders, its ports, the size of its Spark worker."""
+    """One stack: its folders, its ports, the size of its Spark worker, and the domain that its layers work on."""
 
     var: Path
     root: Path = ROOT
@@ -70,6 +70,7 @@ class Settings:
     worker_memory: str = "8g"
     python: str = sys.executable  # executors need the very packages of this one
     cassandra: bool = False  # whether the optional serving store belongs to this stack
+    domain: str = "learning"
 
     @property
     def lib(self) -> Path:
@@ -138,6 +139,7 @@ def load(environ: Mapping[str, str] | None = None, env_file: Path = ROOT / ".env
         worker_cores=_cores(values.get("SPARK_WORKER_CORES", "8")),
         worker_memory=_memory(values.get("SPARK_WORKER_MEMORY", "8g")),
         cassandra=_switch("STACK_CASSANDRA", values.get("STACK_CASSANDRA", "false")),
+        domain=values.get("DOMAIN", "learning"),
     )
     if saved and settings.ports_file.exists():
         settings = settings.with_ports(saved_ports(settings)[0])

@@ -237,6 +237,14 @@ def test_saved_ports_win_and_two_services_never_share_one(tmp_path: Path) -> Non
         load(env | {"KAFKA_PORT": "70000"}, saved=False)
 
 
+def test_the_demo_reads_domain_and_ports_of_its_layers_from_the_file_of_settings(tmp_path: Path) -> None:
+    file = tmp_path / ".env"
+    file.write_text("DOMAIN=cards\nSERVING_PORT=8100\n")
+    found = load({"HIGHWATER_VAR": str(tmp_path)}, env_file=file)
+    assert (found.domain, found.layer_ports["SERVING_PORT"]) == ("cards", 8100)
+    assert load({"HIGHWATER_VAR": str(tmp_path), "DOMAIN": "iot"}, env_file=file).domain == "iot"
+
+
 def test_cassandra_belongs_to_a_stack_only_where_it_is_asked_for(tmp_path: Path) -> None:
     env = {"HIGHWATER_VAR": str(tmp_path)}
     assert not load(env).cassandra and CASSANDRA not in services(load(env))
