@@ -31,7 +31,7 @@ from engine import chain as chain_of
 from engine import fold, kafka, metrics, observe, versions
 from engine.continuity import DataExpired, LogReplaced
 from engine.decode import decode_domain, decoded_columns
-from engine.domain import DeclarationError, Domain
+from engine.domain import FRESH_ROWS, DeclarationError, Domain
 from engine.hdfs import Hdfs, HdfsUnavailable
 from engine.log import OffsetGap
 from engine.measures import stored_ddl
@@ -134,10 +134,10 @@ class Speed:
                 doubles = F.broadcast(spark.createDataFrame(duplicates))
                 counted = counted.join(doubles, ["topic", "partition", "offset"], "left_anti")
             good[topic] = counted
-        fold.register_good_rows(good, "fresh_")
+        fold.register_good_rows(good, FRESH_ROWS)
         union: DataFrame | None = None
         for view in self.domain.views:
-            found = fold.partials(spark, view, "fresh_", one_task=True)
+            found = fold.partials(spark, view, FRESH_ROWS, one_task=True)
             one = found.select(
                 F.lit(view.name).alias("kind"), F.struct(*found.columns).cast(stored_ddl(view)).alias(view.name)
             )

@@ -296,7 +296,7 @@ async def _newest(
             rows = pa.Table.from_pylist([dict(zip(columns, one, strict=True)) for one in rows], _schema(columns, rows))
         return body(form, columns, rows, {**said, "next_cursor": further})
 
-    content, headers = await service.run(work)
+    content, headers = await service.run(work, reads_hdfs=True)
     return Response(content, headers=headers)
 
 

@@ -18,9 +18,9 @@ from pyspark.sql import functions as F
 from engine import chain as chain_of
 from engine import fold, versions
 from engine.chain import Chain, Epoch
-from engine.domain import Domain, Stream
+from engine.domain import ALL_ROWS, NEW_ROWS, Domain, Stream
 from engine.events import Ranges, RowsDiffer, read_typed, typed_root
-from engine.hdfs import Hdfs
+from engine.hdfs import Hdfs, HdfsUnavailable
 from engine.log import STAGING, LogReader, Partition, Partitions, Position, offset_in, position
 from engine.session import side_by_side
 from engine.versions import VIEWS, Manifest
@@ -28,6 +28,9 @@ from engine.versions import VIEWS, Manifest
 # The digest of a partition is the sum over its rows of CRC-32(value) × (offset mod this prime + 1): it sees edited,
 # lost, doubled and swapped rows, and two ranges add up to their union.
 DIGEST_PRIME = 1_000_003
+
+# How Spark says that a file is gone: while it reads, while it plans, and while it lists.
+GONE = ("FILE_NOT_EXIST", "PATH_NOT_FOUND", "java.io.FileNotFoundException")
 
 _log = structlog.get_logger("engine.build")
 
@@ -42,7 +45,7 @@ def fresh_listing() -> Iterator[None]:
     try:
         yield
     except (FileNotFoundError, PySparkException, Py4JJavaError) as error:
-        if not isinstance(error, FileNotFoundError) and "FILE_NOT_EXIST" not in str(error):
+        if not isinstance(error, FileNotFoundError) and not any(sign in str(error) for sign in GONE):
             raise
         raise RowsDiffer(f"a file went away while it was read: {str(error).splitlines()[0][:300]}") from error
 
@@ -116,8 +119,8 @@ def version(
     staging = f"{STAGING}/version-{domain.name}-{number}-{utc_now():%Y%m%dT%H%M%S%f}"
     everything = {s.topic: _ranges(log[s.topic], s.topic, horizon, {}) for s in domain.streams}
     since = {s.topic: _since(s, parent, log, horizon, full) for s in domain.streams}
-    _register(spark, url, domain, log, since, "new_")
-    _register(spark, url, domain, log, everything, "")
+    _register(spark, url, domain, log, since, NEW_ROWS)
+    _register(spark, url, domain, log, everything, ALL_ROWS)
     (counts, digests, newest), unknown, reports, *views = side_by_side(
         partial(_ledger, spark, url, domain, parent, log, since, full),
         partial(_unknown_fields, spark, url, domain, parent, log, since, full),
@@ -153,6 +156,8 @@ def version(
     except FileExistsError:
         fs.delete(staging, recursive=True)
         return None
+    except (OSError, RuntimeError) as error:
+        raise HdfsUnavailable(f"domain {domain.name}: in doubt whether version {number} is there: {error}") from error
     return built
 
 
@@ -342,7 +347,7 @@ def _write_view(
         earlier = spark.read.parquet(
             *(f"{url}{versions.folder(domain.name, parent.version)}/{name}/{file}" for file in entry["files"])
         )
-    fresh = fold.partials(spark, view, "new_" if continues else "")
+    fresh = fold.partials(spark, view, NEW_ROWS if continues else ALL_ROWS)
     rows = fold.merged(spark, view, earlier, fresh)
     return {
         "hash": view.definition_hash,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from decimal import Decimal, InvalidOperation
@@ -63,6 +64,9 @@ SQL_WORDS = frozenset(
 )
 GRAINS = {"1 minute": 60, "5 minutes": 300, "15 minutes": 900, "1 hour": 3600, "1 day": 86400}
 MEASURE_KINDS = ("count", "sum", "min", "max", "avg", "stddev", "first", "last", "distinct", "quantiles")
+
+# What Spark's SQL calls the rows of a topic's table: all of them, those that a batch run adds, those of a micro-batch.
+ALL_ROWS, NEW_ROWS, FRESH_ROWS = ROWS_OF = ("", "new_", "fresh_")
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 _FIELD = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,62}")
@@ -454,10 +458,12 @@ class Domain:
         ):
             if len(set(names)) != len(names):
                 raise DeclarationError(f"domain '{self.name}': a {what} occurs twice among {', '.join(names)}")
-        tables = [re.sub(r"[-.]", "_", s.topic) for s in self.streams] + [r.name for r in self.reports]
-        if len(set(tables)) != len(tables):
+        double = next(
+            (name for name, times in Counter(name.lower() for name in self._sql_names()).items() if times > 1), None
+        )
+        if double:
             raise DeclarationError(
-                f"domain '{self.name}': two of {', '.join(tables)} are one name in the SQL of reports; rename a topic or a report"
+                f"domain '{self.name}': SQL would know two things as '{double}'; rename a topic, a view or a report"
             )
         for view in self.views:
             for stream in view.streams:
@@ -465,6 +471,14 @@ class Domain:
                     raise DeclarationError(
                         f"domain '{self.name}' view '{view.name}': topic '{stream.topic}' is not one of its streams"
                     )
+
+    def _sql_names(self) -> list[str]:
+        """Return every name under which a layer makes rows of this domain known to Spark's SQL (`engine.fold`)."""
+        tables = [re.sub(r"[-.]", "_", s.topic) for s in self.streams]
+        names = [prefix + table for prefix in ROWS_OF for table in tables]
+        names += [f"{prefix}{view.name}_rows" for prefix in ROWS_OF for view in self.views if len(view.streams) > 1]
+        names += [f"stored_{view.name}" for view in self.views]
+        return [*names, *(report.name for report in self.reports), "report"]
 
     @property
     def topics(self) -> tuple[str, ...]:

@@ -147,7 +147,13 @@ class LogReader:
                 end = int(name[2]) if name[2] else None
                 segment = Segment(entry.path, int(name[1]), end, entry.length, entry.modified_ms)
                 files.setdefault(parts[0][4:], {}).setdefault(parts[1][10:], []).append(segment)
-        return {log: {p: self._partition(found) for p, found in sorted(by.items())} for log, by in files.items()}
+        partitions = {log: {p: self._partition(found) for p, found in sorted(by.items())} for log, by in files.items()}
+        # A layer lists for months, and compaction takes files away.
+        there = {segment.path for by in files.values() for found in by.values() for segment in found}
+        gone = [key for key in self._footers if key[0].startswith(f"{folder}/") and key[0] not in there]
+        for key in gone:
+            del self._footers[key]
+        return partitions
 
     def _partition(self, found: list[Segment]) -> Partition:
         # What lies inside a wider name was merged into it and is about to be deleted.

@@ -7,7 +7,7 @@ Writes:  Cassandra, as `engine.store` says; nothing on HDFS.
 Promise: what the pointer names was written before it; coverage never goes back, except by a recorded rollback. It may be
          killed at any line and run twice: of two that move the pointer one wins, the other follows.
 
-Exit codes: 0 after SIGTERM, 2 a wrong setting, 75 HDFS or Cassandra did not answer within the retries.
+Exit codes: 0 after SIGTERM, 1 the store holds answers of another cluster, 2 a wrong setting, 75 HDFS or Cassandra did not answer within the retries.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from engine.chain import Epoch
 from engine.domain import DeclarationError, Domain
 from engine.epochs import continues
 from engine.hdfs import Hdfs, HdfsUnavailable
-from engine.log import covers
+from engine.log import LogReader, covers
 from engine.query import open_database
 from engine.replica import manifest_of, snapshot_of
 from engine.settings import SettingsError, add_flags, environment, from_args
@@ -49,6 +49,11 @@ PRUNE_SECONDS = 60.0
 STAND_BY_SECONDS = 5.0
 
 _log = structlog.get_logger("engine.materialise")
+
+
+class OtherCluster(RuntimeError):
+    """The store holds answers of logs that this HDFS does not have."""
+
 
 EpochRows = Callable[[int], tuple[Epoch, dict[str, pa.Table]]]
 
@@ -226,10 +231,22 @@ class Materialiser:
     def _begin(self) -> None:
         """Go on from where the pointer stands: the loader moves only to what covers that."""
         pointer = self.writer.look()
+        self.loader.current = None  # else rows that only a pointer stood for would be published after it is gone
         if pointer is None or pointer.definition_hash != self.domain.definition_hash:
             return
         manifest, empty = manifest_of(self.writer.store, pointer), nothing(self.domain)
         self.loader.current = snapshot_of(pointer, self.domain, manifest, empty, empty, {})
+
+    def _refuse_another_cluster(self, pointer: Pointer) -> None:
+        """Logs on HDFS are never deleted: where it has others than those that the pointer covers, nothing will ever cover that."""
+        present = LogReader(self.fs).partitions(self.domain.topics)
+        for topic, logs in pointer.coverage.items():
+            covered = {name for name, offsets in logs.items() if any(offsets.values())}
+            if covered and present.get(topic) and not covered & present[topic].keys():
+                raise OtherCluster(
+                    f"OTHER_CLUSTER domain {self.domain.name}: the store answers for log {min(covered)} of topic '{topic}', and HDFS has "
+                    f"{min(present[topic])}; after a reset drop the keyspace (cqlsh -e 'DROP KEYSPACE …') or choose another CASSANDRA_KEYSPACE"
+                )
 
     def _follow_definition(self) -> None:
         """Publish by the definition that the version to serve was built from, as soon as it may be published."""
@@ -248,6 +265,8 @@ class Materialiser:
     def _prune(self) -> None:
         self._pruned = self.clock()
         before = self.writer.pointer
+        if before is not None:
+            self._refuse_another_cluster(before)
         if gone := self.writer.prune():
             _log.info("pruned", domain=self.domain.name, places=gone)
         if self.writer.pointer != before:  # another writer was at work
@@ -266,7 +285,7 @@ def main(argv: list[str] | None = None) -> int:
     add_flags(parser, {"domain": "--domain"})
     args = parser.parse_args(argv)
     again = (HdfsUnavailable, CassandraUnavailable)
-    with observe.exit_codes((SettingsError, DeclarationError), (), again):
+    with observe.exit_codes((SettingsError, DeclarationError), (OtherCluster,), again):
         settings = from_args(args)
         chosen = domains.named(settings.domain, environment())
         observe.start_logging(settings)

@@ -25,6 +25,21 @@ EXIT_AGAIN = 75  # start me again: another definition, a dead service (EX_TEMPFA
 # A micro-batch may take this long to finish after a stop signal.
 STOP_SECONDS = 120
 
+# What the JVM's clients say, after their own retries, of a service that is away; a restart heals it once it is back.
+AWAY = (
+    "java.net.ConnectException",
+    "java.net.NoRouteToHostException",
+    "java.net.SocketTimeoutException",
+    "java.net.UnknownHostException",
+    "ipc.StandbyException",
+    "SafeModeException",
+    "BlockMissingException",
+    "could only be written to 0 of the",
+    "common.errors.TimeoutException",
+    "SparkContext was shut down",
+    "Cannot call methods on a stopped SparkContext",
+)
+
 
 class StartAgain(RuntimeError):
     """The process must be started again (exit 75); the message says why."""
@@ -83,7 +98,10 @@ def start_logging(settings: Settings) -> None:
 def exit_codes(
     usage: tuple[type[Exception], ...], faults: tuple[type[Exception], ...], again: tuple[type[Exception], ...]
 ) -> Iterator[None]:
-    """Turn an operator's mistake, a named fault or "start me again" into one line and its exit code; a bug keeps its traceback."""
+    """Turn an operator's mistake, a named fault or "start me again" into one line and its exit code; a bug keeps its traceback.
+
+    A service that was away in the middle of Spark's work is "start me again", too.
+    """
     # HDFS refuses a user: see `python -m engine.prepare folders`.
     named: tuple[type[Exception], ...] = (PermissionError, *faults)
     try:
@@ -97,6 +115,18 @@ def exit_codes(
     except named as error:
         print(f"fault: {error}", file=sys.stderr)
         sys.exit(EXIT_FAULT)
+    except Exception as error:
+        if not (said := _away(error)):
+            raise
+        print(f"start again: {said}", file=sys.stderr)
+        sys.exit(EXIT_AGAIN)
+
+
+def _away(error: Exception) -> str:
+    """The line in which Spark's error names a service that is away; empty if it does not."""
+    if type(error).__module__.partition(".")[0] not in ("py4j", "pyspark"):
+        return ""
+    return next((line.strip()[:300] for line in str(error).splitlines() if any(sign in line for sign in AWAY)), "")
 
 
 class Ending:

@@ -19,6 +19,7 @@ import structlog
 
 from engine import kafka
 from engine.domain import Domain, View
+from engine.hdfs import HdfsUnavailable
 from engine.log import LogReader, covers
 from engine.query import open_database
 from engine.replica import Replica, reopened
@@ -32,6 +33,7 @@ HOLD_SECONDS = 300.0
 DEADLINE_SECONDS = 20.0
 SILENCE_SECONDS = 30.0
 QUERY_THREADS = 4
+HDFS_THREADS = 2
 WAITING_QUERIES = 64
 
 _log = structlog.get_logger("engine.service")
@@ -62,6 +64,7 @@ class Service:
         self._silence: dict[str, str] = {}
         self._sealed_alike = False
         self.pool = ThreadPoolExecutor(QUERY_THREADS, "query")
+        self.readers = ThreadPoolExecutor(HDFS_THREADS, "reader")
         self._waiting = 0
         self._held: dict[str, tuple[Snapshot, float]] = {}
         self._holding = threading.Lock()
@@ -79,15 +82,22 @@ class Service:
 
     def stop(self) -> None:
         self._stop.set()
-        self.pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self.pool, self.readers):
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def poll(self) -> None:
         """Look for new versions and epochs of every domain."""
         if self.store and not self._sealed_alike:
             self.cursors, self._sealed_alike = Cursors(self.store.cursor_key()), True
+        failed: Exception | None = None
         for name, loader in self.loaders.items():
-            loader.poll()
-            self._follow_definition(name, loader)
+            try:
+                loader.poll()
+                self._follow_definition(name, loader)
+            except Exception as error:  # the other domains go on
+                failed = failed or error
+        if failed:
+            raise failed
         self.heard["Cassandra" if self.store else "HDFS"] = self.clock()
 
     def _loader(self, domain: Domain) -> Loader | Replica:
@@ -239,22 +249,38 @@ class Service:
         stale = round(watch.staleness(snapshot, self.clock()), 3)
         return {"as_of": snapshot.as_of, "complete": not missing, "missing": missing, "staleness_seconds": stale}
 
-    async def run(self, work: Callable[[duckdb.DuckDBPyConnection], Any]) -> Any:
-        """Run a query in the pool on a cursor of its own. Raises Problem 503 when full, or at a deadline that stops it."""
-        if self._waiting >= WAITING_QUERIES:
-            raise Problem(503, "too many queries are waiting", retry_after=1)
-        self._waiting += 1
+    async def run(self, work: Callable[[duckdb.DuckDBPyConnection], Any], reads_hdfs: bool = False) -> Any:
+        """Run a query in the pool on a cursor of its own. Raises Problem 503 when full, or at a deadline that stops it.
+
+        Args:
+            reads_hdfs: in a pool of its own, so that answers from memory do not wait where HDFS is away.
+        """
+        with self._holding:
+            if self._waiting >= WAITING_QUERIES:
+                raise Problem(503, "too many queries are waiting", retry_after=1)
+            self._waiting += 1
         cursor = self.database.cursor()
+        job = (self.readers if reads_hdfs else self.pool).submit(work, cursor)
+        job.add_done_callback(self._done)  # a job that goes on after its deadline still takes its place
         try:
-            job = asyncio.get_running_loop().run_in_executor(self.pool, work, cursor)
-            return await asyncio.wait_for(asyncio.shield(job), DEADLINE_SECONDS)
+            return await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(job)), DEADLINE_SECONDS)
         except TimeoutError:
-            cursor.interrupt()
-            raise Problem(
-                503, f"not answered within {DEADLINE_SECONDS:g} s; narrow the request", retry_after=5
-            ) from None
-        finally:
+            if job.cancel():
+                cursor.close()
+            else:
+                cursor.interrupt()
+            said = "HDFS does not answer" if reads_hdfs and self.silent("HDFS") else "narrow the request"
+            raise Problem(503, f"not answered within {DEADLINE_SECONDS:g} s; {said}", retry_after=5) from None
+        except HdfsUnavailable as error:
+            raise Problem(503, str(error), retry_after=5) from None
+
+    def _done(self, _job: Any) -> None:
+        with self._holding:
             self._waiting -= 1
+
+    def silent(self, who: str) -> bool:
+        """Whether a service has not answered for longer than readiness allows."""
+        return self.clock() - self.heard[who] > SILENCE_SECONDS
 
     def _why(self, who: str) -> str:
         works = {"Kafka": "ask", "HDFS": "look" if self.store else "poll", "Cassandra": "poll"}

@@ -192,7 +192,10 @@ class Loader:
     def _usable(self) -> list[Manifest]:
         """Manifests of this definition that may be served, newest first; `target` becomes the newest of any definition."""
         found = []
-        for number in versions.numbers(self.fs, self.domain.name):
+        numbers = versions.numbers(self.fs, self.domain.name)
+        self._manifests = {number: m for number, m in self._manifests.items() if number in numbers}
+        self._refused = {number: at for number, at in self._refused.items() if number in numbers}
+        for number in numbers:
             refused = self._refused.get(number)
             if refused is not None and self.clock() - refused < REFUSED_SECONDS:
                 continue

@@ -57,19 +57,23 @@ class Watch:
 
     def __post_init__(self) -> None:
         self._typed: dict[str, LogReader] = {}
+        self._before: Partitions = {}  # the raw log as it was listed before Kafka was asked last
 
     def note(self, at: float, ids: Mapping[str, str], ranges: Mapping[str, Mapping[int, tuple[int, int]]]) -> None:
-        """Remember Kafka's answer, under the names of the logs."""
-        told = {t: parts for t, parts in ranges.items() if t in ids and t in self.domain.topics}
-        self.asked.append(
-            (
-                at,
-                {
-                    t: {self.logs.get((t, ids[t]), ids[t]): {str(p): r for p, r in parts.items()}}
-                    for t, parts in told.items()
-                },
-            )
-        )
+        """Remember Kafka's answer, under the names of the logs.
+
+        A partition that ends below the head that HDFS had before Kafka was asked has begun anew under the same id, and goes
+        by a name that nothing covers until ingest has been told so (`--new-log`).
+        """
+        told: Ranges = {}
+        for topic in (t for t in self.domain.topics if t in ids and t in ranges):
+            name = self.logs.get((topic, ids[topic]), ids[topic])
+            heads = {p: part.head for p, part in self._before.get(topic, {}).get(name, {}).items()}
+            for number, (start, end) in ranges[topic].items():
+                shown = name if end >= heads.get(str(number), 0) else f"{name} begun anew"
+                told.setdefault(topic, {}).setdefault(shown, {})[str(number)] = (start, end)
+        self.asked.append((at, told))
+        self._before = self.seen.raw if self.seen else {}
 
     def take_over(self, other: Watch) -> None:
         """Go on where the watch of another definition of this domain stands."""
@@ -86,8 +90,9 @@ class Watch:
 
         Where no such moment was seen, the time since the newest piece of the snapshot was made.
         """
+        known = {topic for topic, *_, offset in _each(snapshot.coverage) if offset > 0}
         for at, ranges in reversed(list(self.asked)):
-            if covers(snapshot.coverage, ends(ranges)):
+            if known <= ranges.keys() and covers(snapshot.coverage, ends(ranges)):
                 self._covered_at = max(at, self._covered_at or at)
                 return max(0.0, now - at)
         return max(0.0, now - (self._covered_at or _epoch_seconds(snapshot.created_at) or now))

@@ -178,3 +178,16 @@ def test_staging_of_dead_writers_goes_and_that_of_a_long_build_stays(tmp_path: P
         os.utime(fs._at(f"{STAGING}/{name}"), (then, then))
     assert compact.clean_staging(fs) == 2
     assert [entry.name for entry in fs.list(STAGING)] == ["ingest-2", "version-x-7-1"]
+
+
+def test_a_reader_forgets_files_that_are_gone(tmp_path: Path) -> None:
+    fs = a_log(tmp_path)
+    reader = LogReader(fs)
+    reader.partitions([TOPIC])
+    last = put(fs, 205, 210, age=1)
+    reader.partitions([TOPIC])
+    assert len(reader._footers) >= 2
+    compact.compact(fs, ROOT, [TOPIC])
+    assert reader.partitions([TOPIC])[TOPIC][LOG]["0"].head == 210
+    there = {entry.path for entry in fs.list(ROOT, recursive=True)}
+    assert {path for path, _ in reader._footers} <= there and any(path == last for path, _ in reader._footers)

@@ -104,6 +104,15 @@ def a_domain(**change: Any) -> Domain:
         (lambda: a_view(measures={"m": count("try_cast(id AS DATE) IS NULL")}), "measure 'm': 'id' is a text"),
         (lambda: a_domain(name="Stocks"), "domain 'Stocks': a lower-case identifier is wanted"),
         (lambda: a_domain(streams=(a_stream(), a_stream(partitions=1))), "a topic occurs twice among ticks, ticks"),
+        (
+            lambda: a_domain(streams=(a_stream(), a_stream(topic="new-ticks"))),
+            "SQL would know two things as 'new_ticks'",
+        ),
+        (
+            lambda: a_domain(streams=(a_stream(), a_stream(topic="stored_per_id"))),
+            "SQL would know two things as 'stored_per_id'",
+        ),
+        (lambda: a_domain(streams=(a_stream(), a_stream(topic="Report"))), "SQL would know two things as 'report'"),
         (lambda: a_domain(reports=(Report("per_id", (), "SELECT 1"),)), "a view or report occurs twice"),
         (
             lambda: a_domain(streams=(a_stream(topic="other"),)),

@@ -8,6 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from pyspark.errors import PySparkException
+
+from engine.build import fresh_listing
+from engine.events import RowsDiffer
+from engine.observe import exit_codes
 
 ROOT = Path(__file__).resolve().parents[2]
 ENDLESS = """
@@ -34,3 +39,29 @@ def test_one_signal_asks_and_a_second_one_ends_it(number: signal.Signals, code: 
         assert process.stderr.readline().startswith("stopping when the work at hand is done")
         process.send_signal(number)
         assert process.wait(10) == code
+
+
+SPARK_SAYS = "An error occurred while calling o93.parquet.\n: java.net.ConnectException: Call to namenode:9000 failed"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(PySparkException(SPARK_SAYS), 75), (PySparkException("bad plan"), None), (ValueError(SPARK_SAYS), None)],
+)
+def test_a_service_that_was_away_in_the_middle_of_a_job_is_start_me_again(
+    error: Exception, code: int | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit if code else type(error)) as caught, exit_codes((), (), ()):
+        raise error
+    if code:
+        assert caught.value.code == code
+        assert capsys.readouterr().err == "start again: : java.net.ConnectException: Call to namenode:9000 failed\n"
+
+
+@pytest.mark.parametrize(
+    "said",
+    ["[PATH_NOT_FOUND] Path does not exist: hdfs://n/a.parquet", "java.io.FileNotFoundException: File does not exist"],
+)
+def test_a_file_that_went_away_while_spark_planned_is_listed_again(said: str) -> None:
+    with pytest.raises(RowsDiffer, match="a file went away"), fresh_listing():
+        raise PySparkException(said)

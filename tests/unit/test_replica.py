@@ -14,8 +14,8 @@ from starlette.testclient import TestClient
 
 from engine import versions
 from engine.domain import count
-from engine.log import covers
-from engine.materialise import STAND_BY_SECONDS, Materialiser, Writer
+from engine.log import MASTER, covers
+from engine.materialise import PRUNE_SECONDS, STAND_BY_SECONDS, Materialiser, OtherCluster, Writer
 from engine.query import open_database
 from engine.replica import Replica
 from engine.service import Service
@@ -25,7 +25,9 @@ from serving_layer import create_app
 from tests.unit.localfs import LocalFs
 from tests.unit.memorystore import MemoryStore
 from tests.unit.serving_data import (
+    LOG,
     ORIGINS,
+    SALES,
     SHOP,
     cut,
     end_of,
@@ -38,6 +40,7 @@ from tests.unit.serving_data import (
 )
 
 DATABASE = open_database()
+OTHER = dataclasses.replace(SHOP, name="other")
 
 
 class World:
@@ -273,3 +276,40 @@ def test_only_new_epochs_are_read(world: World) -> None:
     assert world.step()
     assert replica.poll().last == 9  # type: ignore[union-attr]
     assert read == [9]
+
+
+def test_after_the_pointer_is_gone_the_same_rows_are_published_again(world: World) -> None:
+    """The keyspace is dropped under a materialiser that had nothing new to say since its start."""
+    world.epochs(6)
+    world.version(1, 4)
+    assert world.step()
+    world.start()
+    assert not world.step()
+    world.store = world.materialiser.writer.store = MemoryStore()
+    world.now += 2 * PRUNE_SECONDS
+    assert world.step()
+    same(Replica(world.store, SHOP, DATABASE).poll(), Loader(world.fs, SHOP, DATABASE).poll())
+
+
+def test_a_store_of_another_cluster_is_named(world: World) -> None:
+    world.epochs(6)
+    assert world.step()
+    write_logs(world.fs, world.rows)
+    world.now += 2 * PRUNE_SECONDS
+    assert not world.step()
+    raw = f"{MASTER}/topic={SALES.topic}"
+    world.fs.rename(f"{raw}/log={LOG}", f"{raw}/log=after-a-reset")
+    world.now += 2 * PRUNE_SECONDS
+    with pytest.raises(
+        OtherCluster, match=f"the store answers for log {LOG} of topic '{SALES.topic}', and HDFS has after-a-reset"
+    ):
+        world.step()
+
+
+def test_one_domain_that_cannot_be_read_does_not_stop_the_others(world: World) -> None:
+    world.epochs(3)
+    service = Service(load(env_file=None), [OTHER, SHOP], world.fs, clock=lambda: world.now)
+    service.loaders[OTHER.name].poll = lambda: 1 / 0  # type: ignore[method-assign]
+    with pytest.raises(ZeroDivisionError):
+        service.poll()
+    assert service.loaders[SHOP.name].current is not None

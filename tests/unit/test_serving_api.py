@@ -9,8 +9,10 @@ import io
 import json
 import re
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
@@ -26,6 +28,7 @@ from starlette.testclient import TestClient
 
 import serving_layer
 from engine import proof, versions
+from engine import service as service_module
 from engine.domain import count
 from engine.log import MASTER, gap_segment, segment_path
 from engine.service import Service
@@ -511,3 +514,17 @@ def test_other_machines_are_refused_without_a_word_of_consent() -> None:
     assert listen_refusal("0.0.0.0", 0, True) is None and listen_refusal("127.0.0.1", 0, False) is None
     assert "cannot listen" in str(listen_refusal("no-such-host.invalid", 8000, False))
     assert serving_layer.DRAIN_SECONDS <= 10
+
+
+def test_while_hdfs_hangs_answers_from_memory_do_not_wait(filled: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dashboard asks for the quarantine every few seconds."""
+    came_back = threading.Event()
+    monkeypatch.setattr(filled.fs, "open_parquet", lambda path: came_back.wait(30))
+    monkeypatch.setattr(service_module, "DEADLINE_SECONDS", 1.0)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            hanging = [pool.submit(filled.get, "/v1/quarantine") for _ in range(8)]
+            assert {answer.result().status_code for answer in hanging} == {503}
+            assert filled.json("/v1/views/shops?limit=1")["rows"]
+    finally:
+        came_back.set()

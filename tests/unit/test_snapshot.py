@@ -12,7 +12,7 @@ import pytest
 
 from engine import chain as chains
 from engine import versions
-from engine.log import covers
+from engine.log import Partition, covers
 from engine.parameters import view_query
 from engine.query import fetch_rows, open_database
 from engine.snapshot import Loader, Snapshot
@@ -307,3 +307,39 @@ def test_what_kafka_has_and_nothing_covers_is_missing(world: World) -> None:
     assert [(m["log"], m["partition"], m["start"], m["end"]) for m in watch.missing(snapshot)] == [
         ("newLog", "0", 3, 9)
     ]
+
+
+def test_a_log_that_began_anew_under_its_id_is_neither_fresh_nor_complete(world: World) -> None:
+    """A broker that lost its disk while ZooKeeper kept the topic: Kafka's ends lie below what HDFS has."""
+    world.epochs(0, 10)
+    snapshot, watch = world.poll(), Watch(SHOP)
+    ids, covered = {SALES.topic: LOG}, snapshot.coverage[SALES.topic][LOG]
+    raw = {p: Partition((), 0, end, ()) for p, end in covered.items()}
+    watch.seen = Seen({SALES.topic: {LOG: raw}}, {})
+    before = {SALES.topic: {int(p): (0, end) for p, end in covered.items()}}
+    watch.note(4e9, ids, before)
+    watch.note(4e9 + 1, ids, before)
+    assert watch.staleness(snapshot, 4e9 + 1) == 0 and watch.missing(snapshot) == []
+    watch.note(4e9 + 2, ids, {SALES.topic: {int(p): (0, 2) for p in covered}})
+    assert watch.staleness(snapshot, 4e9 + 60) == 59
+    assert {(m["log"], m["end"], m["reason"]) for m in watch.missing(snapshot)} == {
+        (f"{LOG} begun anew", 2, "not covered")
+    }
+
+
+def test_a_topic_that_kafka_no_longer_has_is_not_fresh(world: World) -> None:
+    world.epochs(0, 10)
+    snapshot, watch = world.poll(), Watch(SHOP)
+    watch.note(4e9, {SALES.topic: LOG}, {SALES.topic: {0: (0, 1)}})
+    watch.note(4e9 + 1, {}, {})
+    assert watch.staleness(snapshot, 4e9 + 30) == 30
+
+
+def test_what_is_pruned_is_forgotten(world: World) -> None:
+    world.epochs(0, 10)
+    for number in (1, 2, 3):
+        world.version(number, number)
+        world.poll()
+    world.fs.delete(versions.folder(SHOP.name, 1), recursive=True)
+    world.poll()
+    assert sorted(world.loader._manifests) == [2, 3]
