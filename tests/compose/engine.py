@@ -101,8 +101,8 @@ def up(folder: Path, profiles: bool = True) -> Engine:
         profiles: also the images that only Compose's profiles need.
 
     Raises:
-        EngineMissing: not root, no Debian, not to be installed, or it does not start here.
-        RuntimeError: an image cannot be built.
+        EngineMissing: not root, no Debian, not to be installed, it does not start here, or no stand-ins can be made.
+        RuntimeError: the image of the layers cannot be built.
     """
     running = Engine(folder.resolve(), own=False)
     if answers(running):
@@ -117,7 +117,10 @@ def up(folder: Path, profiles: bool = True) -> Engine:
     with daemon(engine, building=True):
         stand_ins = {**STAND_INS, **(OF_PROFILES if profiles else {})}
         if not stand_ins_are_new(engine, stand_ins):
-            build_stand_ins(engine, stand_ins)
+            try:
+                build_stand_ins(engine, stand_ins)
+            except RuntimeError as error:  # equipment of the tests, unlike the image of the layers
+                raise EngineMissing(f"the stand-ins for images of others cannot be made here: {error}") from error
         for target, tag in OWN.items() if profiles else [("highwater", OWN["highwater"])]:
             engine.docker("build", "--network", "host", "--target", target, "-t", tag, str(ROOT))
     start(engine, building=False)
