@@ -112,14 +112,14 @@ def exit_codes(
     except usage as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_USAGE)
-    except named as error:
+    except Exception as error:
+        if said := _away(error):
+            print(f"start again: {said}", file=sys.stderr)
+            sys.exit(EXIT_AGAIN)
+        if not isinstance(error, named):
+            raise
         print(f"fault: {error}", file=sys.stderr)
         sys.exit(EXIT_FAULT)
-    except Exception as error:
-        if not (said := _away(error)):
-            raise
-        print(f"start again: {said}", file=sys.stderr)
-        sys.exit(EXIT_AGAIN)
 
 
 def _away(error: Exception) -> str:
@@ -165,7 +165,7 @@ def await_queries(queries: list[Any], ending: Ending, beat: Callable[[], None]) 
     try:
         while not ending and all(query.isActive for query in queries):
             beat()
-            queries[0].awaitTermination(1)
+            _rest(queries[0])
         deadline = time.monotonic() + STOP_SECONDS
         while (active := [query for query in queries if query.isActive]) and time.monotonic() < deadline:
             for query in active:
@@ -174,8 +174,9 @@ def await_queries(queries: list[Any], ending: Ending, beat: Callable[[], None]) 
             time.sleep(0.05)
         for query in queries:
             query.stop()
-            if not ending and query.exception():
-                raise query.exception()
+        failed = next((query.exception() for query in queries if query.exception()), None)
+        if failed and not ending:
+            raise failed
     except _jvm_gone():
         # The signal went to the whole process group: the JVM left first, and whatever it was doing will be replayed.
         if not ending.stop:
@@ -192,6 +193,15 @@ def stop_spark(spark: Any) -> None:
     """Stop Spark; a JVM that left before is fine."""
     with suppress(*_jvm_gone()):
         spark.stop()
+
+
+def _rest(query: Any) -> None:
+    """Wait a second, or until the query ends; that it failed is told once the others are stopped."""
+    try:
+        query.awaitTermination(1)
+    except Exception as error:
+        if type(error).__name__ != "StreamingQueryException":  # by name: what loads this module need not load Spark
+            raise
 
 
 def _jvm_gone() -> tuple[type[Exception], ...]:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from pyspark.errors import PySparkException
+from pyspark.errors import PySparkException, StreamingQueryException
 
 from engine.build import fresh_listing
 from engine.events import RowsDiffer
-from engine.observe import exit_codes
+from engine.observe import Ending, Stop, await_queries, exit_codes
 
 ROOT = Path(__file__).resolve().parents[2]
 ENDLESS = """
@@ -56,6 +57,51 @@ def test_a_service_that_was_away_in_the_middle_of_a_job_is_start_me_again(
     if code:
         assert caught.value.code == code
         assert capsys.readouterr().err == "start again: : java.net.ConnectException: Call to namenode:9000 failed\n"
+
+
+class Query:
+    """A streaming query that fails at once, or runs until it is stopped."""
+
+    def __init__(self, failure: Exception | None = None) -> None:
+        self.failure, self.isActive = failure, True
+        self.status = {"isTriggerActive": False}
+
+    def awaitTermination(self, _seconds: float) -> None:
+        if self.failure:
+            self.isActive = False
+            raise self.failure
+
+    def stop(self) -> None:
+        self.isActive = False
+
+    def exception(self) -> Exception | None:
+        return self.failure
+
+
+def ending() -> Ending:
+    stop = Stop.__new__(Stop)  # without its signal handlers
+    stop._asked = False
+    return Ending(stop)
+
+
+def test_when_a_query_fails_the_others_are_stopped_before_it_is_told() -> None:
+    """The speed layer begins a new chain by starting all of its queries again, under their names."""
+    running, why = [Query(), Query()], ending()
+
+    def beat() -> None:
+        with suppress(KeyError), why.watching():
+            raise KeyError("a new chain")
+
+    with pytest.raises(KeyError, match="a new chain"):
+        await_queries([Query(StreamingQueryException("foreach batch")), *running], why, beat)
+    assert not any(query.isActive for query in running)
+
+
+def test_spark_s_own_failure_is_told_after_all_are_stopped() -> None:
+    running = [Query(), Query()]
+    with pytest.raises(StreamingQueryException, match="disk"):
+        await_queries([Query(StreamingQueryException("disk")), *running], ending(), lambda: None)
+    assert not any(query.isActive for query in running)
 
 
 @pytest.mark.parametrize(
