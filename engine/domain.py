@@ -68,6 +68,12 @@ MEASURE_KINDS = ("count", "sum", "min", "max", "avg", "stddev", "first", "last",
 # What Spark's SQL calls the rows of a topic's table: all of them, those that a batch run adds, those of a micro-batch.
 ALL_ROWS, NEW_ROWS, FRESH_ROWS = ROWS_OF = ("", "new_", "fresh_")
 
+
+def table_name(topic: str) -> str:
+    """Return the name under which reports know the good rows of a topic."""
+    return topic.replace("-", "_").replace(".", "_")
+
+
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 _FIELD = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,62}")
 _TOPIC = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}")
@@ -474,7 +480,7 @@ class Domain:
 
     def _sql_names(self) -> list[str]:
         """Return every name under which a layer makes rows of this domain known to Spark's SQL (`engine.fold`)."""
-        tables = [re.sub(r"[-.]", "_", s.topic) for s in self.streams]
+        tables = [table_name(s.topic) for s in self.streams]
         names = [prefix + table for prefix in ROWS_OF for table in tables]
         names += [f"{prefix}{view.name}_rows" for prefix in ROWS_OF for view in self.views if len(view.streams) > 1]
         names += [f"stored_{view.name}" for view in self.views]

@@ -7,15 +7,10 @@ from typing import Any
 
 from pyspark.sql import DataFrame, SparkSession
 
-from engine.domain import Domain, Report, View
+from engine.domain import Domain, Report, View, table_name
 from engine.measures import merge_query, partial_query, show_query
 
 _POSITION = ("topic", "log", "partition", "offset", "kafka_time", "event_time")
-
-
-def table_name(topic: str) -> str:
-    """Return the name under which reports know the good rows of a topic."""
-    return topic.replace("-", "_").replace(".", "_")
 
 
 def register_good_rows(good: Mapping[str, DataFrame], prefix: str = "") -> None:

@@ -296,7 +296,7 @@ class Service:
         failing += [
             f"{who} has not answered for {now - at:.0f} s{self._why(who)}"
             for who, at in self.heard.items()
-            if now - at > SILENCE_SECONDS
+            if self.silent(who)
         ]
         worrying = []
         for name, loader in self.loaders.items():
