@@ -32,12 +32,13 @@ from pyspark.sql import SparkSession
 
 import domains
 from engine import build, metrics, observe
+from engine.commit import OffsetGap, TooSlow
 from engine.compact import clean_staging, compact
 from engine.domain import DeclarationError, Domain
-from engine.events import RowsDiffer, extend_typed, forget_typed, typed_root
+from engine.events import RowsDiffer, extend_typed, forget_typed, spark_writer, typed_root
 from engine.hdfs import Hdfs, HdfsUnavailable
 from engine.horizon import choose_horizon
-from engine.log import MASTER, MasterWentBack, OffsetGap, covers
+from engine.log import MASTER, MasterWentBack, covers
 from engine.plan import planned
 from engine.session import side_by_side, spark_session
 from engine.settings import Settings, SettingsError, add_flags, environment, from_args
@@ -75,7 +76,9 @@ def run(
         )
     if args.typed:
         forget_typed(fs, domain)
-    typed = side_by_side(*(partial(extend_typed, spark, fs, stream, settings.hdfs_url) for stream in domain.streams))
+    typed = side_by_side(
+        *(partial(extend_typed, fs, s, spark_writer(spark, s, settings.hdfs_url)) for s in domain.streams)
+    )
     rows = dict(zip(domain.topics, typed, strict=True))
     shown.typed(domain.name, rows)
     _log.info(
@@ -138,7 +141,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--dry-run", action="store_true", help="tell what would be rebuilt and why; change nothing")
     faults = (OffsetGap, MasterWentBack, VersionUnknown)
-    restarts = (observe.StartAgain, HdfsUnavailable, RowsDiffer)
+    restarts = (observe.StartAgain, HdfsUnavailable, RowsDiffer, TooSlow)
     with observe.exit_codes((SettingsError, DeclarationError), faults, restarts):
         args = parser.parse_args(argv)
         settings = from_args(args)

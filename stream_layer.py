@@ -15,7 +15,6 @@ Exit     0 stopped; 1 a named fault; 2 a wrong setting; 75 start again (definiti
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from typing import Any
@@ -29,12 +28,14 @@ from pyspark.sql import functions as F
 import domains
 from engine import chain as chain_of
 from engine import fold, kafka, metrics, observe, versions
+from engine.commit import OffsetGap
 from engine.continuity import DataExpired, LogReplaced
 from engine.decode import decode_domain, decoded_columns
 from engine.domain import FRESH_ROWS, DeclarationError, Domain
 from engine.hdfs import Hdfs, HdfsUnavailable
-from engine.log import OffsetGap
+from engine.log import MasterWentBack
 from engine.measures import stored_ddl
+from engine.mirror import Reading
 from engine.progress import Progress
 from engine.quality import judged
 from engine.session import file_writer, spark_session
@@ -59,7 +60,9 @@ class Speed:
         shown: metrics.QueryMetrics,
     ) -> None:
         self.spark, self.domain, self.settings, self.ending, self.shown = spark, domain, settings, ending, shown
-        self.log = SpeedLog.open(Hdfs(settings.hdfs_url, settings.hadoop_user_name), domain, settings)
+        kafka.ensure_topics(settings, domain.streams)
+        self.kafka = kafka.consumer(settings)
+        self.log = SpeedLog.open(Hdfs(settings.hdfs_url, settings.hadoop_user_name), domain, self.kafka)
         self.write = file_writer(spark)
         fields = [
             (f"t{n}", ", ".join(f"`{c}`: {t}" for c, t in decoded_columns(s).items()))
@@ -75,13 +78,14 @@ class Speed:
             return
         with self.ending.watching():
             started = time.monotonic()
+            planned = self.reading.planned(batch)
             self.log.follow_versions()
             decoded = self.decode(rows).persist()
             typed = self.judge(decoded)
             positions = self.positions(typed)
             self.log.check_topics()
             lost = 0
-            while (epoch := self.log.next_epoch(positions)) is not None:
+            while (epoch := self.log.next_epoch(positions, planned)) is not None:
                 partials = self.partials(typed, epoch.trim, epoch.duplicates)
                 if self.log.append(epoch, partials, self.write):
                     self.report(batch, epoch, lost, started)
@@ -114,8 +118,8 @@ class Speed:
         return {topic: judged(rows, self.domain.stream(topic)) for topic, rows in own.items()}
 
     def positions(self, typed: dict[str, DataFrame]) -> pa.Table:
-        """Return topic, log, partition, offset, ukey, problem, event_time of every row, before duplicates are named."""
-        columns = ("topic", "log", "partition", "offset", "ukey", "problem", "event_time")
+        """Return what `SpeedLog.next_epoch` asks of every row, before duplicates are named."""
+        columns = ("topic", "log", "partition", "offset", "ukey", "problem", "event_time", "kafka_time", "crc")
         parts = [rows.select(*columns) for rows in typed.values()]
         union = parts[0]
         for part in parts[1:]:
@@ -153,7 +157,7 @@ class Speed:
             topic: {int(p): o for p, o in epoch.end.get(topic, {}).get(lg, {}).items()}
             for topic, lg in self.log.logs.items()
         }
-        kafka.publish_lag(self.log.admin, f"highwater.stream.{self.domain.name}", ends)
+        kafka.publish_lag(self.kafka.admin, f"highwater.stream.{self.domain.name}", ends)
         seconds = time.monotonic() - started
         self.shown.committed(self.domain.name, epoch.rows, 1, ends, lost, seconds)
         self.shown.epoch(self.domain.name, self.log.chain.number, epoch.number, epoch.counts)
@@ -170,14 +174,17 @@ class Speed:
     def start(self) -> Any:
         """Start the query at the chain's end."""
         checkpoint = f"{CHECKPOINTS}/{self.domain.name}"
+        self.reading = Reading(self.log.fs, checkpoint, self.log.next_offsets())
         self.log.fs.delete(checkpoint, recursive=True)
         return (
             self.spark.readStream.format("kafka")
             .option("kafka.bootstrap.servers", self.settings.kafka_bootstrap_servers)
             .option("subscribe", ",".join(self.domain.topics))
-            .option("startingOffsets", json.dumps(self.log.starting_offsets()))
+            .option("startingOffsets", self.reading.starting_offsets())
             .option("maxOffsetsPerTrigger", self.settings.stream_max_offsets_per_trigger)
             .option("failOnDataLoss", "true")
+            # Records of aborted transactions are none; an open transaction is waited for.
+            .option("kafka.isolation.level", "read_committed")
             # A fetch at the end of the log blocks the consumer's next one for this long, partition after partition.
             .option("kafka.fetch.max.wait.ms", "10")
             .load()
@@ -193,7 +200,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_flags(parser, ("domain", "stream_trigger_interval", "stream_max_offsets_per_trigger", "show_previews"))
     usage = (SettingsError, DeclarationError, kafka.TopicRefused)
-    faults = (DataExpired, LogReplaced, OffsetGap, VersionUnknown, StreamingQueryException)
+    faults = (DataExpired, LogReplaced, OffsetGap, MasterWentBack, VersionUnknown, StreamingQueryException)
     with observe.exit_codes(usage, faults, (observe.StartAgain, HdfsUnavailable, kafka.KafkaUnreachable)):
         settings = from_args(parser.parse_args(argv))
         chosen = domains.named(settings.domain, environment())

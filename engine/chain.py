@@ -22,12 +22,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import structlog
 
+from engine.commit import Piece, publish
 from engine.domain import Domain
-from engine.log import STAGING, FileSystem, Piece, Position, offset_in, publish
+from engine.log import STAGING, FileSystem, Position, offset_in
 from engine.measures import stored_schema
 
 SPEED = "/data/speed_views"
 KEYS = "keys"
+# Name under which an epoch counts the offsets of its range that have no record.
+HOLE = "hole"
 FOOTER = b"highwater.epoch"
 KEYS_TYPE = pa.struct(
     [
@@ -48,6 +51,8 @@ class Chain:
 
     Args:
         origins: where the log of each partition of `start` began; a version that is silent about it stands there.
+        lost: per partition the offset from which on earlier chains counted rows that are in no log, because Kafka lost them before
+            they were ingested: coverage may fall back to it.
     """
 
     domain: str
@@ -57,6 +62,7 @@ class Chain:
     definition_hash: str
     created_at: str
     origins: Position = field(default_factory=dict)
+    lost: Position = field(default_factory=dict)
 
     @property
     def folder(self) -> str:
@@ -68,8 +74,10 @@ class Epoch:
     """What the footer of an epoch says: the range it covers and what was in it.
 
     Args:
-        counts: {topic: {log: {partition: {"good": n, problem: n}}}} of the rows in [start, end).
+        counts: {topic: {log: {partition: {"good": n, problem: n, "hole": n}}}} of the offsets in [start, end).
         event_time_max: ISO-8601 UTC of the newest good row, or None.
+        last: {topic: {log: {partition: [offset, timestamp in ms, CRC-32 of the value]}}} of the last row of each partition, by which
+            the next start knows whether Kafka still holds what was counted.
     """
 
     number: int
@@ -80,6 +88,7 @@ class Epoch:
     events: int = 0
     event_time_max: str | None = None
     created_at: str = ""
+    last: dict[str, Any] = field(default_factory=dict)
 
 
 def chain_folder(domain: str, number: int) -> str:
@@ -218,16 +227,23 @@ def _same(boundary: Position, horizon: Position, chain: Chain) -> bool:
         for partition in partitions
         if speaks_of(chain, topic, log)
     }
-    # A partition that was added later began at offset 0; the others' origins were asked when the chain began.
+    # A partition that was added later began at offset 0; the others' origins were committed before the chain began.
     origins = {place: offset_in(chain.origins, *place, 0) for place in named}
     return all(offset_in(boundary, *p, origins[p]) == offset_in(horizon, *p, origins[p]) for p in named)
 
 
 def begin(
-    fs: Any, domain: Domain, number: int, version: int, start: Position, origins: Position, created_at: str
+    fs: Any,
+    domain: Domain,
+    number: int,
+    version: int,
+    start: Position,
+    origins: Position,
+    created_at: str,
+    lost: Position | None = None,
 ) -> Chain | None:
     """Commit a new chain by one directory rename; None if another stream job took the number first."""
-    chain = Chain(domain.name, number, version, start, domain.definition_hash, created_at, origins)
+    chain = Chain(domain.name, number, version, start, domain.definition_hash, created_at, origins, lost or {})
     staged = f"{STAGING}/chain-{domain.name}-{number}-{os.getpid()}-{time.time_ns()}"
     fs.create(f"{staged}/chain.json", json.dumps(asdict(chain), sort_keys=True).encode())
     fs.mkdirs(f"{SPEED}/{domain.name}")

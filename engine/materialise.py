@@ -38,7 +38,7 @@ from engine.log import LogReader, covers
 from engine.query import open_database
 from engine.replica import manifest_of, snapshot_of
 from engine.settings import SettingsError, add_flags, environment, from_args
-from engine.snapshot import Loader, Snapshot, nothing
+from engine.snapshot import Loader, Snapshot, fallen, nothing
 from engine.store import MANIFEST, NO_DIGEST, Place, Pointer, Run, Version
 from engine.versions import definition_followed
 
@@ -77,7 +77,9 @@ class Writer:
     def allowed(self, snapshot: Snapshot, choice: int, pinned: bool) -> bool:
         """True if coverage does not go back, or an operator chose so since the pointer moved."""
         before = self.pointer
-        return before is None or covers(snapshot.coverage, before.coverage) or (pinned and choice > before.choice)
+        if before is None or (pinned and choice > before.choice):
+            return True
+        return covers(snapshot.coverage, fallen(before.coverage, before.chain, [snapshot.chain]))
 
     def publish(self, snapshot: Snapshot, epoch: EpochRows, choice: int, pinned: bool) -> bool:
         """Write what the store lacks of a snapshot, then move the pointer to it; False if another writer was first.

@@ -25,7 +25,7 @@ from engine.query import open_database
 from engine.replica import Replica, reopened
 from engine.reply import Cursors, Problem
 from engine.settings import Settings
-from engine.snapshot import Loader, Snapshot
+from engine.snapshot import Loader, Snapshot, fallen
 from engine.store import Torn
 from engine.watch import Watch
 
@@ -116,7 +116,9 @@ class Service:
             self._coming[name] = self._loader(domain), Watch(domain)
         coming, watch = self._coming[name]
         now, then = loader.current, coming.poll()
-        if then is None or (now and loader.pinned is None and not covers(then.coverage, now.coverage)):
+        if then is None:
+            return
+        if now and loader.pinned is None and not covers(then.coverage, fallen(now.coverage, now.chain, [then.chain])):
             return
         watch.look(self._raw, self._ids)
         watch.take_over(self.watches[name])

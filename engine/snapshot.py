@@ -20,10 +20,10 @@ import structlog
 
 from engine import chain as chains
 from engine import versions
-from engine.chain import Chain, Epoch
+from engine.chain import HOLE, Chain, Epoch
 from engine.domain import Domain, View
 from engine.epochs import Epochs, stored
-from engine.log import Position, covers
+from engine.log import Position, covers, each, offset_in
 from engine.measures import stored_schema
 from engine.versions import Choice, Manifest
 
@@ -82,7 +82,7 @@ class Snapshot:
         for counts in (self.manifest.counts, self.counts):
             for problems in (p for logs in counts.values() for parts in logs.values() for p in parts.values()):
                 for problem, number in problems.items():
-                    if problem not in ("good", "gap"):
+                    if problem not in ("good", HOLE):
                         total[problem] = total.get(problem, 0) + number
         return dict(sorted(total.items()))
 
@@ -221,7 +221,7 @@ class Loader:
         ahead = sorted(pairs, key=lambda pair: (pair.manifest.version, pair.reach), reverse=True)
         if self.current is None:
             return sorted(pairs, key=lambda pair: (pair.reach, pair.manifest.version), reverse=True)
-        coverage = self.current.coverage
+        coverage = fallen(self.current.coverage, self.current.chain, [pair.chain for pair in pairs])
         allowed = [pair for pair in ahead if covers(pair.coverage, coverage)]
         if not allowed and pinned is not None and pinned != self._pinned and pinned < self.current.manifest.version:
             _log.warning("rollback", domain=self.domain.name, version=pinned, instead_of=self.current.manifest.version)
@@ -339,6 +339,23 @@ class Loader:
         if text not in self._said:
             self._said.add(text)
             _log.warning(what, domain=self.domain.name, reason=text)
+
+
+def fallen(coverage: Position, chain: Chain | None, later: Sequence[Chain | None]) -> Position:
+    """Return how far an answer must reach at least to follow one with this coverage.
+
+    That is as far, except where a later chain says that rows which were counted are in no log: a topic was made anew, or Kafka
+    lost the end of a log, before ingest had them.
+    """
+    for following in later:
+        if following is None or chain is None or following.number <= chain.number:
+            continue
+        lowest: Position = {}
+        for topic, lg, p, offset in each(following.lost):
+            if offset_in(coverage, topic, lg, p, -1) > offset:
+                lowest.setdefault(topic, {}).setdefault(lg, {})[p] = offset
+        coverage = overlaid(coverage, lowest)
+    return coverage
 
 
 def nothing(domain: Domain) -> dict[str, pa.Table]:

@@ -44,7 +44,7 @@ class Manifest:
         reports: report → {"rows", "files", "status": "ok" | "held", "failed_checks", "version"}; `version` is the one
             whose files are meant. Where checks hold the newest rows back it is an older one, or None if there never was one,
             `held_since` the first version of which this is true, and `failed_checks` {check: {"passed", measured value…}}.
-        counts: {topic: {log: {partition: {"good": n, problem: n, "gap": n}}}} of the typed rows below the horizon.
+        counts: {topic: {log: {partition: {"good": n, problem: n}}}} of the typed rows below the horizon.
         digests: {topic: {log: {partition: text}}}, an additive digest of the raw values below the horizon.
         line: number of the candidate that this version goes back to, 0 if to none.
         definition: `Domain.to_json` of what it was built from.

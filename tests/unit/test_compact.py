@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from engine import compact, rawlog
-from engine.log import STAGING, LogReader, gap_segment, segment_path
+from engine.commit import gap_segment
+from engine.log import STAGING, LogReader, segment_path
 from tests.unit.localfs import LocalFs
 
 ROOT, TOPIC, LOG, HOUR = "/data/master_dataset", "t", "L", 3600
@@ -190,4 +191,4 @@ def test_a_reader_forgets_files_that_are_gone(tmp_path: Path) -> None:
     compact.compact(fs, ROOT, [TOPIC])
     assert reader.partitions([TOPIC])[TOPIC][LOG]["0"].head == 210
     there = {entry.path for entry in fs.list(ROOT, recursive=True)}
-    assert {path for path, _ in reader._footers} <= there and any(path == last for path, _ in reader._footers)
+    assert {path for path, *_ in reader._footers} <= there and any(path == last for path, *_ in reader._footers)

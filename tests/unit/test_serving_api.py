@@ -29,8 +29,9 @@ from starlette.testclient import TestClient
 import serving_layer
 from engine import proof, versions
 from engine import service as service_module
+from engine.commit import gap_segment
 from engine.domain import count
-from engine.log import MASTER, gap_segment, segment_path
+from engine.log import MASTER, segment_path
 from engine.service import Service
 from engine.settings import load
 from serving_layer import create_app, listen_refusal
