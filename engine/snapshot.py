@@ -97,6 +97,10 @@ class Pair:
     coverage: Position
 
     @property
+    def chain_number(self) -> int:
+        return self.chain.number if self.chain else 0
+
+    @property
     def reach(self) -> int:
         """Sum of the offsets of the coverage."""
         return sum(offset for logs in self.coverage.values() for parts in logs.values() for offset in parts.values())
@@ -218,10 +222,14 @@ class Loader:
 
     def _ranked(self, pairs: list[Pair], pinned: int | None) -> list[Pair]:
         """The pairs that may be served, best first."""
-        ahead = sorted(pairs, key=lambda pair: (pair.manifest.version, pair.reach), reverse=True)
+        chains_there = [pair.chain for pair in pairs]
+        # What counts rows that are in no log is no answer any more, however far it reaches.
+        pairs = [pair for pair in pairs if fallen(pair.coverage, pair.chain, chains_there) == pair.coverage]
+        # Of two chains the newer one goes on.
+        ahead = sorted(pairs, key=lambda pair: (pair.manifest.version, pair.chain_number, pair.reach), reverse=True)
         if self.current is None:
-            return sorted(pairs, key=lambda pair: (pair.reach, pair.manifest.version), reverse=True)
-        coverage = fallen(self.current.coverage, self.current.chain, [pair.chain for pair in pairs])
+            return sorted(pairs, key=lambda pair: (pair.reach, pair.manifest.version, pair.chain_number), reverse=True)
+        coverage = fallen(self.current.coverage, self.current.chain, chains_there)
         allowed = [pair for pair in ahead if covers(pair.coverage, coverage)]
         if not allowed and pinned is not None and pinned != self._pinned and pinned < self.current.manifest.version:
             _log.warning("rollback", domain=self.domain.name, version=pinned, instead_of=self.current.manifest.version)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -325,6 +327,88 @@ def test_a_log_that_began_anew_under_its_id_is_neither_fresh_nor_complete(world:
     assert {(m["log"], m["end"], m["reason"]) for m in watch.missing(snapshot)} == {
         (f"{LOG} begun anew", 2, "not covered")
     }
+
+
+def test_a_topic_made_anew_while_the_stream_was_ahead_is_followed(world: World) -> None:
+    """Epochs had counted rows of the old log that never reached the master dataset; the new chain says so."""
+    world.epochs(0, 30)
+    before = world.poll()
+    world.version(1, 20)
+    ended = world.end(20)[SALES.topic][LOG]
+    fresh = {SALES.topic: {"logB": {"0": 0}}}
+    chain = dataclasses.replace(world.chain, number=2, version=1, start=fresh, origins=fresh)
+    world.fs.create(f"{chain.folder}/chain.json", json.dumps(vars(chain)).encode())
+    assert world.poll().coverage == before.coverage, "without that it would never move on"
+    world.fs.delete(chain.folder, recursive=True)
+    chain = dataclasses.replace(chain, number=3, lost={SALES.topic: {LOG: ended}})
+    world.fs.create(f"{chain.folder}/chain.json", json.dumps(vars(chain)).encode())
+    after = world.poll()
+    assert after.coverage == {SALES.topic: {LOG: ended, "logB": {"0": 0}}}
+    assert sales(after) == good_below(world, after.coverage)
+    cold = Loader(world.fs, SHOP, open_database(), clock=lambda: world.now).poll()
+    assert cold is not None and cold.coverage == after.coverage, "the old chain reaches further, with rows of no log"
+
+
+def test_coverage_falls_no_further_than_what_was_lost(world: World) -> None:
+    world.epochs(0, 30)
+    before = world.poll()
+    world.version(1, 20)
+    fresh = {SALES.topic: {"logB": {"0": 0}}}
+    lost = {SALES.topic: {LOG: world.end(25)[SALES.topic][LOG]}}
+    chain = dataclasses.replace(world.chain, number=2, version=1, start=fresh, origins=fresh, lost=lost)
+    world.fs.create(f"{chain.folder}/chain.json", json.dumps(vars(chain)).encode())
+    assert world.poll().coverage == before.coverage, "the batch layer has not folded the rest of the old log yet"
+
+
+def balance(world: World, raw: dict[str, Partition], typed: dict[str, Partition], snapshot: Snapshot) -> dict[str, Any]:
+    watch = Watch(SHOP)
+    watch.seen = Seen({SALES.topic: {LOG: raw}}, {SALES.topic: {LOG: typed}})
+    ranges = {int(p): (0, part.head) for p, part in raw.items()}
+    watch.note(4e9, {SALES.topic: LOG}, {SALES.topic: ranges})
+    return watch.ledger(snapshot, 4e9)
+
+
+def test_gaps_and_holes_are_counted_and_hide_no_imbalance(world: World) -> None:
+    world.version(1, 40)
+    snapshot = world.poll()
+    counts = snapshot.manifest.counts[SALES.topic][LOG]
+    rows = {p: sum(by.values()) for p, by in counts.items()}
+    heads = snapshot.coverage[SALES.topic][LOG]
+    begins = ORIGINS[SALES.topic][LOG]
+    # As many offsets more as were accepted as a gap, or are holes, lie below the horizon.
+    further = {p: head + 12 for p, head in heads.items()}
+    manifest = dataclasses.replace(snapshot.manifest, horizon={SALES.topic: {LOG: further}})
+    snapshot = dataclasses.replace(snapshot, manifest=manifest, coverage=manifest.horizon)
+    parts = {
+        p: Partition(
+            (), begins[p], further[p], gaps=((begins[p], begins[p] + 7),), holes=((further[p] - 5, further[p]),)
+        )
+        for p in heads
+    }
+    ledger = balance(world, parts, parts, snapshot)
+    assert ledger["balanced"] and not ledger["complete"]
+    for row in ledger["partitions"]:
+        assert (row["gaps"], row["holes"], row["raw"]) == (7, 5, rows[row["partition"]])
+        assert (
+            row["horizon"] - row["origin"] == row["good"] + sum(row["problems"].values()) + row["gaps"] + row["holes"]
+        )
+    short = {p: dataclasses.replace(part, gaps=((begins[p], begins[p] + 6),)) for p, part in parts.items()}
+    assert not balance(world, short, short, snapshot)["balanced"]
+    torn = {p: dataclasses.replace(part, origin=part.origin + 1) for p, part in parts.items()}
+    assert not balance(world, parts, torn, snapshot)["balanced"]
+    damaged = {p: dataclasses.replace(part, damage="it begins at offset 9") for p, part in parts.items()}
+    assert not balance(world, damaged, parts, snapshot)["balanced"]
+
+
+def test_the_ledger_says_what_hdfs_alone_still_has(world: World) -> None:
+    world.version(1, 40)
+    snapshot, watch = world.poll(), Watch(SHOP)
+    heads = snapshot.coverage[SALES.topic][LOG]
+    old = {p: Partition((), ORIGINS[SALES.topic][LOG][p], head, closed=True) for p, head in heads.items()}
+    new = {p: Partition((), head - 10, head - 10, begun=True) for p, head in heads.items()}
+    watch.seen = Seen({SALES.topic: {LOG: old, f"{LOG}.2": new}}, {SALES.topic: {LOG: old}})
+    told = {(row["log"], row["only_hdfs"]) for row in watch.ledger(snapshot, 4e9)["partitions"]}
+    assert told == {(LOG, 10), (f"{LOG}.2", 0)}
 
 
 def test_a_topic_that_kafka_no_longer_has_is_not_fresh(world: World) -> None:
