@@ -22,7 +22,6 @@ import time
 from collections.abc import Mapping
 
 import structlog
-from pyspark.errors import StreamingQueryException
 from pyspark.sql import DataFrame, SparkSession
 
 import domains
@@ -225,7 +224,7 @@ def main(argv: list[str] | None = None) -> None:
         "--new-log", metavar="TOPIC", help="close the present log of a topic whose broker lost its data, then leave"
     )
     usage = (SettingsError, DeclarationError, kafka.TopicRefused)
-    faults = (DataExpired, LogReplaced, OffsetGap, StreamingQueryException)
+    faults = (DataExpired, LogReplaced, OffsetGap)
     with observe.exit_codes(usage, faults, (observe.StartAgain, HdfsUnavailable, kafka.KafkaUnreachable)):
         args = parser.parse_args(argv)
         settings = from_args(args)
