@@ -10,7 +10,7 @@ Promises source → trim to the head → stage → check → publish by a rename
          line, a second writer or a lost checkpoint neither loses nor doubles a record. Offsets that Kafka deleted too
          early, a replaced log and a compacted topic are refused by name; so is the hole that a transaction's marker leaves.
 Shows    /metrics and /health on :8083.
-Exit     0 stopped; 1 a named fault; 2 a wrong setting; 75 start again (HDFS or Kafka away, topic made anew).
+Exit     0 stopped; 1 a named fault; 2 a wrong setting; 75 start again (HDFS or Kafka away, topic made anew, anything unforeseen).
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ Promises trim to the chain's end → decode → rules → duplicates → partial
          state, no watermark: late events land in their window. Two stream jobs, a crash at any line or a lost
          checkpoint neither lose nor double an event. It never writes for a version of another definition.
 Shows    /metrics and /health on :8084.
-Exit     0 stopped; 1 a named fault; 2 a wrong setting; 75 start again (definition_changed, HDFS or Kafka away).
+Exit     0 stopped; 1 a named fault; 2 a wrong setting; 75 start again (definition_changed, HDFS or Kafka away, anything unforeseen).
 """
 
 from __future__ import annotations

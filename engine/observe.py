@@ -19,7 +19,7 @@ import structlog
 
 from engine.settings import Settings
 
-EXIT_FAULT = 1  # a named fault that a restart does not heal
+EXIT_FAULT = 1  # a named fault: a person has to look, though a supervisor tries it again every few minutes
 EXIT_USAGE = 2  # a wrong setting or flag
 EXIT_AGAIN = 75  # start me again: another definition, a dead service, what nobody foresaw (EX_TEMPFAIL of sysexits.h)
 
@@ -126,14 +126,16 @@ def exit_codes(
             _leave("fault", refused, EXIT_FAULT)
         if away := _line_with(AWAY, said):
             _leave("start again", away, EXIT_AGAIN)
-        traceback.print_exception(error)
+        with suppress(OSError):
+            traceback.print_exception(error)
         first = next(iter(_text(error).splitlines()), "")[:300]
         cause = _root_cause(said) or f"{type(error).__name__}: {first}"
         _leave("start again", f"unforeseen {cause}", EXIT_AGAIN)
 
 
 def _leave(what: str, why: str, code: int) -> NoReturn:
-    print(f"{what}: {why}", file=sys.stderr)
+    with suppress(OSError):  # the log may lie on the disk that is full
+        print(f"{what}: {why}", file=sys.stderr)
     sys.exit(code)
 
 

@@ -154,6 +154,13 @@ def test_an_error_of_a_jvm_that_has_gone_is_start_me_again(capsys: pytest.Captur
     assert capsys.readouterr().err.endswith("\nstart again: unforeseen Gone: its text died with the JVM\n")
 
 
+def test_a_log_on_a_full_disk_makes_no_named_fault() -> None:
+    code = "from engine.observe import exit_codes\nwith exit_codes((), (), ()):\n    raise OSError(28, 'full')"
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=full, stderr=full, check=False)
+    assert done.returncode in (75, 120)  # 120: Python's own, where its last words found no room; started again, too
+
+
 def test_a_python_worker_that_is_killed_is_start_me_again(
     spark: SparkSession, capsys: pytest.CaptureFixture[str]
 ) -> None:
