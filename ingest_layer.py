@@ -5,7 +5,7 @@
 Reads    every topic of the domain from Kafka, as bytes; nothing is interpreted here.
 Writes   /data/master_dataset/topic=<T>/log=<L>/partition=<P>/<base offset, 20 digits>.parquet with the columns
          key, value, key_bytes, value_bytes, offset, timestamp, headers.
-Keeps    /checkpoints/ingest/<domain>, Spark's own notes; thrown away at every start, the heads on HDFS are the truth.
+Keeps    /checkpoints/ingest/<domain>/<process>, Spark's own notes, made anew at every start; the heads on HDFS are the truth.
 Promises source → trim to the head → stage → check → publish by a rename that refuses an existing name. A crash at any
          line, a second writer or a lost checkpoint neither loses nor doubles a record. Offsets that Kafka deleted too
          early, a replaced log and a compacted topic are refused by name; so is the hole that a transaction's marker leaves.
@@ -26,6 +26,7 @@ from pyspark.sql import DataFrame, SparkSession
 
 import domains
 from engine import kafka, log, metrics, observe
+from engine.checkpoints import Checkpoint
 from engine.continuity import DataExpired, LogReplaced, check_continuity
 from engine.domain import DeclarationError, Domain
 from engine.hdfs import Hdfs, HdfsUnavailable
@@ -164,9 +165,8 @@ class Ingest:
 
     def start(self) -> object:
         """Start the query at the heads."""
-        checkpoint = f"{CHECKPOINTS}/{self.domain.name}"
         self.check()
-        self.fs.delete(checkpoint, recursive=True)
+        self.checkpoint = Checkpoint(self.fs, f"{CHECKPOINTS}/{self.domain.name}")
         return (
             self.spark.readStream.format("kafka")
             .option("kafka.bootstrap.servers", self.settings.kafka_bootstrap_servers)
@@ -179,7 +179,7 @@ class Ingest:
             .option("kafka.fetch.max.wait.ms", "10")
             .load()
             .writeStream.queryName(f"ingest-{self.domain.name}")
-            .option("checkpointLocation", f"{self.settings.hdfs_url}{checkpoint}")
+            .option("checkpointLocation", f"{self.settings.hdfs_url}{self.checkpoint.path}")
             .trigger(processingTime=f"{int(self.settings.trigger_interval * 1000)} milliseconds")
             .foreachBatch(self.micro_batch)
             .start()
@@ -243,7 +243,11 @@ def main(argv: list[str] | None = None) -> None:
         ingests = [Ingest(spark, domain, settings, ending, shown) for domain in chosen]
         queries = [ingest.start() for ingest in ingests]
         _log.info("started", domains=[domain.name for domain in chosen], every_seconds=settings.trigger_interval)
-        observe.await_queries(queries, ending, shown.life.beat)
+        try:
+            observe.await_queries(queries, ending, shown.life.beat)
+        finally:
+            for ingest in ingests:
+                ingest.checkpoint.close()
         _log.info("stopped")
         observe.stop_spark(spark)
 

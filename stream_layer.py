@@ -4,7 +4,7 @@
 
 Reads    every topic of the domain from Kafka, from the end of its chain; typed events, once, for the keys below it.
 Writes   /data/speed_views/<domain>/<chain>/<epoch, 12 digits>.parquet: the partials of all views and the unique keys.
-Keeps    /checkpoints/speed/<domain>, Spark's own notes; thrown away at every start, the chain is the truth.
+Keeps    /checkpoints/speed/<domain>/<process>, Spark's own notes, made anew at every start; the chain is the truth.
 Promises trim to the chain's end → decode → rules → duplicates → partial aggregates → one file, one rename. No Spark
          state, no watermark: late events land in their window. Two stream jobs, a crash at any line or a lost
          checkpoint neither lose nor double an event. It never writes for a version of another definition.
@@ -28,6 +28,7 @@ from pyspark.sql import functions as F
 import domains
 from engine import chain as chain_of
 from engine import fold, kafka, metrics, observe, versions
+from engine.checkpoints import Checkpoint
 from engine.continuity import DataExpired, LogReplaced
 from engine.decode import decode_domain, decoded_columns
 from engine.domain import FRESH_ROWS, DeclarationError, Domain
@@ -168,8 +169,7 @@ class Speed:
 
     def start(self) -> Any:
         """Start the query at the chain's end."""
-        checkpoint = f"{CHECKPOINTS}/{self.domain.name}"
-        self.log.fs.delete(checkpoint, recursive=True)
+        self.checkpoint = Checkpoint(self.log.fs, f"{CHECKPOINTS}/{self.domain.name}")
         return (
             self.spark.readStream.format("kafka")
             .option("kafka.bootstrap.servers", self.settings.kafka_bootstrap_servers)
@@ -181,7 +181,7 @@ class Speed:
             .option("kafka.fetch.max.wait.ms", "10")
             .load()
             .writeStream.queryName(f"stream-{self.domain.name}")
-            .option("checkpointLocation", f"{self.settings.hdfs_url}{checkpoint}")
+            .option("checkpointLocation", f"{self.settings.hdfs_url}{self.checkpoint.path}")
             .trigger(processingTime=f"{int(self.settings.stream_trigger_interval * 1000)} milliseconds")
             .foreachBatch(self.micro_batch)
             .start()
@@ -219,6 +219,9 @@ def main(argv: list[str] | None = None) -> None:
                 observe.await_queries(queries, ending, shown.life.beat)
             except NewChain as reason:
                 _log.info("new chain", reason=str(reason))
+            finally:
+                for speed in speeds:
+                    speed.checkpoint.close()
         _log.info("stopped")
         observe.stop_spark(spark)
 
