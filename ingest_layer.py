@@ -6,13 +6,13 @@ Reads    every topic of the domain from Kafka, as bytes; nothing is interpreted 
 Writes   /data/master_dataset/topic=<T>/log=<L>/partition=<P>/<base offset, 20 digits>.parquet with the columns
          key, value, key_bytes, value_bytes, offset, timestamp, headers.
          …/partition=<P>/_origin: where the partition begins, once and before anything else.
-Keeps    /checkpoints/ingest/<domain>, Spark's own notes; thrown away at every start, the heads on HDFS are the truth.
+Keeps    /checkpoints/ingest/<domain>/<process>, Spark's own notes, made anew at every start; the heads on HDFS are the truth.
 Promises source → trim to the head → stage → check → publish by a rename that refuses an existing name. A crash at any
          line, a second writer or a lost checkpoint neither loses nor doubles a record. Offsets without a record, such as a
          transaction's marker, are counted as holes. Offsets that Kafka deleted too early, a replaced log and a compacted topic
          are refused by name.
 Shows    /metrics and /health on :8083.
-Exit     0 stopped; 1 a named fault; 2 a wrong setting; 75 start again (HDFS or Kafka away, topic made anew).
+Exit     0 stopped; 1 a named fault; 2 a wrong setting; 75 start again (HDFS or Kafka away, topic made anew, anything unforeseen).
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ import time
 from collections.abc import Mapping
 
 import structlog
-from pyspark.errors import StreamingQueryException
 from pyspark.sql import DataFrame, SparkSession
 
 import domains
 from engine import kafka, log, metrics, observe
+from engine.checkpoints import Checkpoint
 from engine.commit import OffsetGap, Piece, StartsAbove, TooSlow
 from engine.continuity import DataExpired, LogReplaced
 from engine.domain import DeclarationError, Domain
@@ -81,11 +81,10 @@ class Ingest:
 
     def start(self) -> object:
         """Start the query at the heads."""
-        checkpoint = f"{CHECKPOINTS}/{self.domain.name}"
         self.mirror.prove()
+        self.checkpoint = Checkpoint(self.mirror.fs, f"{CHECKPOINTS}/{self.domain.name}")
         heads = {(topic, int(p)): head for (topic, _, p), head in self.mirror.heads().items()}
-        self.reading = Reading(self.mirror.fs, checkpoint, heads)
-        self.mirror.fs.delete(checkpoint, recursive=True)
+        self.reading = Reading(self.mirror.fs, self.checkpoint.path, heads)
         return (
             self.spark.readStream.format("kafka")
             .option("kafka.bootstrap.servers", self.settings.kafka_bootstrap_servers)
@@ -100,7 +99,7 @@ class Ingest:
             .option("kafka.fetch.max.wait.ms", "10")
             .load()
             .writeStream.queryName(f"ingest-{self.domain.name}")
-            .option("checkpointLocation", f"{self.settings.hdfs_url}{checkpoint}")
+            .option("checkpointLocation", f"{self.settings.hdfs_url}{self.checkpoint.path}")
             .trigger(processingTime=f"{int(self.settings.trigger_interval * 1000)} milliseconds")
             .foreachBatch(self.micro_batch)
             .start()
@@ -192,7 +191,7 @@ def main(argv: list[str] | None = None) -> None:
         "--new-log", metavar="TOPIC", help="close the present log of a topic whose broker lost its data, then leave"
     )
     usage = (SettingsError, DeclarationError, kafka.TopicRefused)
-    faults = (DataExpired, LogReplaced, OffsetGap, MasterWentBack, StreamingQueryException)
+    faults = (DataExpired, LogReplaced, OffsetGap, MasterWentBack)
     again = (observe.StartAgain, StartsAbove, TooSlow, HdfsUnavailable, kafka.KafkaUnreachable)
     with observe.exit_codes(usage, faults, again):
         args = parser.parse_args(argv)
@@ -212,7 +211,11 @@ def main(argv: list[str] | None = None) -> None:
         ingests = [Ingest(spark, domain, settings, ending, shown) for domain in chosen]
         queries = [ingest.start() for ingest in ingests]
         _log.info("started", domains=[domain.name for domain in chosen], every_seconds=settings.trigger_interval)
-        observe.await_queries(queries, ending, shown.life.beat)
+        try:
+            observe.await_queries(queries, ending, shown.life.beat)
+        finally:
+            for ingest in ingests:
+                ingest.checkpoint.close()
         _log.info("stopped")
         observe.stop_spark(spark)
 

@@ -4,12 +4,12 @@
 
 Reads    every topic of the domain from Kafka, from the end of its chain; typed events, once, for the keys below it.
 Writes   /data/speed_views/<domain>/<chain>/<epoch, 12 digits>.parquet: the partials of all views and the unique keys.
-Keeps    /checkpoints/speed/<domain>, Spark's own notes; thrown away at every start, the chain is the truth.
+Keeps    /checkpoints/speed/<domain>/<process>, Spark's own notes, made anew at every start; the chain is the truth.
 Promises trim to the chain's end → decode → rules → duplicates → partial aggregates → one file, one rename. No Spark
          state, no watermark: late events land in their window. Two stream jobs, a crash at any line or a lost
          checkpoint neither lose nor double an event. It never writes for a version of another definition.
 Shows    /metrics and /health on :8084.
-Exit     0 stopped; 1 a named fault; 2 a wrong setting; 75 start again (definition_changed, HDFS or Kafka away).
+Exit     0 stopped; 1 a named fault; 2 a wrong setting; 75 start again (definition_changed, HDFS or Kafka away, anything unforeseen).
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from typing import Any
 
 import pyarrow as pa
 import structlog
-from pyspark.errors import StreamingQueryException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 import domains
 from engine import chain as chain_of
 from engine import fold, kafka, metrics, observe, versions
+from engine.checkpoints import Checkpoint
 from engine.commit import OffsetGap
 from engine.continuity import DataExpired, LogReplaced
 from engine.decode import decode_domain, decoded_columns
@@ -173,9 +173,8 @@ class Speed:
 
     def start(self) -> Any:
         """Start the query at the chain's end."""
-        checkpoint = f"{CHECKPOINTS}/{self.domain.name}"
-        self.reading = Reading(self.log.fs, checkpoint, self.log.next_offsets())
-        self.log.fs.delete(checkpoint, recursive=True)
+        self.checkpoint = Checkpoint(self.log.fs, f"{CHECKPOINTS}/{self.domain.name}")
+        self.reading = Reading(self.log.fs, self.checkpoint.path, self.log.next_offsets())
         return (
             self.spark.readStream.format("kafka")
             .option("kafka.bootstrap.servers", self.settings.kafka_bootstrap_servers)
@@ -189,7 +188,7 @@ class Speed:
             .option("kafka.fetch.max.wait.ms", "10")
             .load()
             .writeStream.queryName(f"stream-{self.domain.name}")
-            .option("checkpointLocation", f"{self.settings.hdfs_url}{checkpoint}")
+            .option("checkpointLocation", f"{self.settings.hdfs_url}{self.checkpoint.path}")
             .trigger(processingTime=f"{int(self.settings.stream_trigger_interval * 1000)} milliseconds")
             .foreachBatch(self.micro_batch)
             .start()
@@ -200,7 +199,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_flags(parser, ("domain", "stream_trigger_interval", "stream_max_offsets_per_trigger", "show_previews"))
     usage = (SettingsError, DeclarationError, kafka.TopicRefused)
-    faults = (DataExpired, LogReplaced, OffsetGap, MasterWentBack, VersionUnknown, StreamingQueryException)
+    faults = (DataExpired, LogReplaced, OffsetGap, MasterWentBack, VersionUnknown)
     with observe.exit_codes(usage, faults, (observe.StartAgain, HdfsUnavailable, kafka.KafkaUnreachable)):
         settings = from_args(parser.parse_args(argv))
         chosen = domains.named(settings.domain, environment())
@@ -227,6 +226,9 @@ def main(argv: list[str] | None = None) -> None:
                 observe.await_queries(queries, ending, shown.life.beat)
             except NewChain as reason:
                 _log.info("new chain", reason=str(reason))
+            finally:
+                for speed in speeds:
+                    speed.checkpoint.close()
         _log.info("stopped")
         observe.stop_spark(spark)
 

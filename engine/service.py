@@ -303,9 +303,12 @@ class Service:
         worrying = []
         for name, loader in self.loaders.items():
             if loader.current is not None:
-                stale = self.watches[name].staleness(loader.current, now)
-                if stale > 60:
-                    worrying.append(f"domain '{name}' is {stale:.0f} s behind Kafka")
+                stale, bound = self.watches[name].staleness(loader.current, now), self.settings.ready_staleness
+                behind = f"domain '{name}' is {stale:.0f} s behind Kafka"
+                if bound and stale > bound:
+                    failing.append(f"{behind}, READY_STALENESS allows {bound:g}")
+                elif stale > 60:
+                    worrying.append(behind)
                 worrying += [f"{m['reason']}: {m}" for m in self.watches[name].missing(loader.current)]
         return failing, worrying
 

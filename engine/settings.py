@@ -202,6 +202,11 @@ class Settings:
     serving_poll_ms: int = _is(
         "300", _integer(10, 60_000), "Milliseconds between two looks for new versions and epochs."
     )
+    ready_staleness: float = _is(
+        "0",
+        _number(0, 31 * 86_400, "a number from 0 to 2678400"),
+        "Seconds behind Kafka beyond which serving says that it is not ready; 0 = however old.",
+    )
     serving_store: str = _is(
         "hdfs",
         _choice("hdfs", "cassandra"),
