@@ -27,6 +27,7 @@ from engine.reply import Cursors, Problem
 from engine.settings import Settings
 from engine.snapshot import Loader, Snapshot
 from engine.store import Torn
+from engine.versions import definition_of, restricted
 from engine.watch import Watch
 
 HOLD_SECONDS = 300.0
@@ -112,11 +113,13 @@ class Service:
             self._coming.pop(name, None)
             return
         if name not in self._coming or self._coming[name][0].domain.definition_hash != target.definition_hash:
-            domain = Domain.from_json(target.definition)
+            domain = definition_of(target)
             self._coming[name] = self._loader(domain), Watch(domain)
         coming, watch = self._coming[name]
         now, then = loader.current, coming.poll()
-        if then is None or (now and loader.pinned is None and not covers(then.coverage, now.coverage)):
+        # What it covered of topics that the definition has left is of no matter any more.
+        covered = restricted(now.coverage, coming.domain.topics) if now and loader.pinned is None else {}
+        if then is None or not covers(then.coverage, covered):
             return
         watch.look(self._raw, self._ids)
         watch.take_over(self.watches[name])
@@ -128,8 +131,14 @@ class Service:
 
     def look(self) -> None:
         """List the logs of every domain."""
+        failed: Exception | None = None
         for watch in self.watches.values():
-            watch.look(self._raw, self._ids)
+            try:
+                watch.look(self._raw, self._ids)
+            except Exception as error:  # the other domains go on
+                failed = failed or error
+        if failed:
+            raise failed
         if self.store:
             self.heard["HDFS"] = self.clock()
 
