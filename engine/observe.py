@@ -10,7 +10,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -120,6 +121,24 @@ def exit_codes(
             raise
         print(f"fault: {error}", file=sys.stderr)
         sys.exit(EXIT_FAULT)
+
+
+@contextmanager
+def outcome(codes: set[int], faults: tuple[type[Exception], ...], again: tuple[type[Exception], ...]) -> Iterator[None]:
+    """Tell a failure as `exit_codes` does, and add its code to `codes` instead of leaving: what stands beside it goes on."""
+    try:
+        with exit_codes((), faults, again):
+            yield
+    except SystemExit as left:
+        codes.add(int(left.code or 0))
+    except Exception:
+        traceback.print_exc()
+        codes.add(EXIT_FAULT)
+
+
+def worst(codes: Iterable[int]) -> int:
+    """Return the exit code that says most: a fault needs a person, "start again" a supervisor."""
+    return max(codes, key=lambda code: (0, EXIT_AGAIN, EXIT_USAGE, EXIT_FAULT).index(code))
 
 
 def _away(error: Exception) -> str:
