@@ -93,7 +93,7 @@ def basis(fs: Hdfs, domain: Domain, candidate: bool) -> tuple[Domain, Manifest, 
 def _next_number(fs: Hdfs, domain: str, chosen: versions.Choice | None) -> int:
     """Return a number that no version ever had: neither one that is there, nor one that something names, nor the newest taken."""
     named = [chain.version for chain in chain_of.chains(fs, domain)] + ([chosen.version] if chosen else [])
-    taken = derived.newest_taken(fs, f"{versions.TAKEN_VERSIONS}/{domain}")
+    taken = derived.newest_taken(fs, f"{versions.TAKEN_VERSIONS}/{domain}", f"{versions.VERSIONS}/{domain}")
     return 1 + max([*versions.numbers(fs, domain), *named, taken])
 
 

@@ -102,7 +102,7 @@ def numbers(fs: FileSystem, domain: str) -> list[int]:
 
 def next_number(fs: FileSystem, domain: str) -> int:
     """Return a number that no chain of the domain ever had."""
-    return 1 + max([*numbers(fs, domain), derived.newest_taken(fs, f"{TAKEN}/{domain}")])
+    return 1 + max([*numbers(fs, domain), derived.newest_taken(fs, f"{TAKEN}/{domain}", f"{SPEED}/{domain}")])
 
 
 def chains(fs: Any, domain: str, damaged: Callable[[Damaged], None] = derived.left_out) -> list[Chain]:

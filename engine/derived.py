@@ -8,6 +8,7 @@ A read of several steps that loses a file on its way begins again at its listing
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import fields
@@ -22,6 +23,7 @@ from engine.observe import StartAgain
 
 # What is set aside stays beside its old place under this name, for a person to look at or to delete.
 ASIDE = "_damaged-"
+_NUMBER_ASIDE = re.compile(rf"{ASIDE}(\d+)")
 
 T = TypeVar("T")
 _log = structlog.get_logger("engine.derived")
@@ -35,9 +37,11 @@ class Damaged(ValueError):
         self.path = path
 
 
-def newest_taken(fs: FileSystem, record: str) -> int:
-    """Return the newest number that the record holds, 0 if there is none."""
-    return max((int(entry.name) for entry in fs.list(record) if entry.name.isdigit()), default=0)
+def newest_taken(fs: FileSystem, record: str, folder: str = "") -> int:
+    """Return the newest number that the record holds, or that something bears which was set aside in `folder`; 0 if there is none."""
+    taken = [int(entry.name) for entry in fs.list(record) if entry.name.isdigit()]
+    aside = (_NUMBER_ASIDE.match(entry.name) for entry in fs.list(folder)) if folder else ()
+    return max([0, *taken, *(int(found[1]) for found in aside if found)])
 
 
 def take(fs: FileSystem, record: str, number: int) -> bool:

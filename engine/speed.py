@@ -108,7 +108,6 @@ class SpeedLog:
         ranges = kafka.log_ranges(consumer, domain.topics)
         newest = versions.followed(fs, domain)
         _refuse_other_definition(domain, newest)
-        raw = LogReader(fs).partitions(domain.topics)
         aside: list[str] = []
 
         def damaged(damage: Damaged) -> None:
@@ -116,6 +115,7 @@ class SpeedLog:
             aside.append(damage.path)
 
         def attempt() -> SpeedLog | None:
+            raw = LogReader(fs).partitions(domain.topics)
             for known in reversed(chain_of.chains(fs, domain.name, damaged)):
                 found = chain_of.epochs(fs, domain.name, known.number, damaged)
                 whole = len(found) == len(chain_of.epoch_numbers(fs, domain.name, known.number))

@@ -288,7 +288,7 @@ def choose(fs: Any, domain: str, version: int, follow: bool) -> Choice:
     fs.mkdirs(f"{SERVED}/{domain}")
     while True:
         record = f"{TAKEN_CHOICES}/{domain}"
-        number = 1 + max(choice_number(fs, domain), derived.newest_taken(fs, record))
+        number = 1 + max(choice_number(fs, domain), derived.newest_taken(fs, record, f"{SERVED}/{domain}"))
         if not derived.take(fs, record, number):
             continue
         made = Choice(number, version, follow, datetime.now(UTC).isoformat())
