@@ -9,7 +9,9 @@ Promises trim to the chain's end → decode → rules → duplicates → partial
          state, no watermark: late events land in their window. Two stream jobs, a crash at any line or a lost
          checkpoint neither lose nor double an event. It never writes for a version of another definition.
 Shows    /metrics and /health on :8084.
-Exit     0 stopped; 1 a named fault; 2 a wrong setting; 75 start again (definition_changed, HDFS or Kafka away, anything unforeseen).
+         What is damaged of its chains is set aside, and a new chain begun. A domain with a fault does not stop the others.
+Exit     0 stopped; 1 a named fault of every domain; 2 a wrong setting; 75 start again (definition_changed, HDFS or Kafka away, anything
+         unforeseen).
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -44,6 +47,10 @@ from engine.speed import NewChain, NextEpoch, SpeedLog
 from engine.versions import VersionUnknown
 
 CHECKPOINTS = "/checkpoints/speed"
+# A domain with a fault is left out, and tried again after so long, while the others go on.
+LEFT_OUT_SECONDS = 120.0
+FAULTS = (DataExpired, LogReplaced, OffsetGap, MasterWentBack, VersionUnknown)
+RESTARTS = (observe.StartAgain, HdfsUnavailable, kafka.KafkaUnreachable)
 
 _log = structlog.get_logger("stream")
 
@@ -63,6 +70,7 @@ class Speed:
         kafka.ensure_topics(settings, domain.streams)
         self.kafka = kafka.consumer(settings)
         self.log = SpeedLog.open(Hdfs(settings.hdfs_url, settings.hadoop_user_name), domain, self.kafka)
+        shown.set_aside(domain.name, self.log.set_aside)
         self.write = file_writer(spark)
         fields = [
             (f"t{n}", ", ".join(f"`{c}`: {t}" for c, t in decoded_columns(s).items()))
@@ -195,19 +203,31 @@ class Speed:
         )
 
 
+def opened(
+    spark: SparkSession,
+    fs: Hdfs,
+    domain: Domain,
+    settings: Settings,
+    ending: observe.Ending,
+    shown: metrics.QueryMetrics,
+    codes: set[int],
+) -> Speed | None:
+    """One domain's query before its start; None, told in one line, if it cannot be made now."""
+    with observe.outcome(codes, FAULTS, RESTARTS):
+        # A version is completed by epochs of its own definition, whatever the domain's file says by now.
+        return Speed(spark, versions.definition_followed(fs, domain), settings, ending, shown)
+    return None
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_flags(parser, ("domain", "stream_trigger_interval", "stream_max_offsets_per_trigger", "show_previews"))
-    usage = (SettingsError, DeclarationError, kafka.TopicRefused)
-    faults = (DataExpired, LogReplaced, OffsetGap, MasterWentBack, VersionUnknown)
-    with observe.exit_codes(usage, faults, (observe.StartAgain, HdfsUnavailable, kafka.KafkaUnreachable)):
+    with observe.exit_codes((SettingsError, DeclarationError, kafka.TopicRefused), FAULTS, RESTARTS):
         settings = from_args(parser.parse_args(argv))
         chosen = domains.named(settings.domain, environment())
         observe.start_logging(settings)
         kafka.ensure_topics(settings, [stream for domain in chosen for stream in domain.streams])
-        # A version is completed by epochs of its own definition, whatever the domain's file says by now.
         fs = Hdfs(settings.hdfs_url, settings.hadoop_user_name)
-        chosen = tuple(versions.definition_followed(fs, domain) for domain in chosen)
         stop = observe.Stop()
         shown = metrics.QueryMetrics("stream", chosen, settings.stream_trigger_interval)
         host, port = settings.metrics_host, settings.stream_metrics_port
@@ -217,20 +237,67 @@ def main(argv: list[str] | None = None) -> None:
             "highwater-stream", settings, {"spark.sql.adaptive.enabled": "false", "spark.sql.shuffle.partitions": "2"}
         )
         spark.streams.addListener(Progress(shown))
+        left_out: dict[str, float] = {}
         while not stop:
-            ending = observe.Ending(stop)
-            speeds = [Speed(spark, domain, settings, ending, shown) for domain in chosen]
-            queries = [speed.start() for speed in speeds]
-            _log.info("started", chains={speed.domain.name: speed.log.chain.number for speed in speeds})
-            try:
-                observe.await_queries(queries, ending, shown.life.beat)
-            except NewChain as reason:
-                _log.info("new chain", reason=str(reason))
-            finally:
-                for speed in speeds:
-                    speed.checkpoint.close()
+            _run(spark, fs, chosen, settings, stop, shown, left_out)
         _log.info("stopped")
         observe.stop_spark(spark)
+
+
+def _run(
+    spark: SparkSession,
+    fs: Hdfs,
+    chosen: Sequence[Domain],
+    settings: Settings,
+    stop: observe.Stop,
+    shown: metrics.QueryMetrics,
+    left_out: dict[str, float],
+) -> None:
+    """Run the queries of all domains until the stop signal, or until all have to be started anew.
+
+    Args:
+        left_out: domain → when it is tried again.
+    """
+    ending, codes = observe.Ending(stop), {0}
+    speeds: list[Speed] = []
+    queries: list[Any] = []
+
+    def start_missing() -> None:
+        there, now = [speed.domain.name for speed in speeds], time.monotonic()
+        ready = []
+        for domain in chosen:
+            if domain.name in there or left_out.get(domain.name, now) > now:
+                continue
+            if speed := opened(spark, fs, domain, settings, ending, shown, codes):
+                ready.append(speed)
+                left_out.pop(domain.name, None)
+            else:
+                left_out[domain.name] = now + LEFT_OUT_SECONDS
+        queries.extend([speed.start() for speed in ready])
+        speeds.extend(ready)
+
+    def beat() -> None:
+        shown.life.beat()
+        start_missing()
+
+    start_missing()
+    if not speeds:
+        sys.exit(observe.worst(codes))
+    _log.info("started", chains={speed.domain.name: speed.log.chain.number for speed in speeds})
+    try:
+        observe.await_queries(queries, ending, beat)
+    except NewChain as reason:
+        _log.info("new chain", reason=str(reason))
+    except FAULTS:
+        failed = [speed for speed, query in zip(speeds, queries, strict=True) if query.exception()]
+        if len(failed) == len(speeds):
+            raise
+        with observe.outcome(codes, FAULTS, RESTARTS):
+            raise
+        left_out.update({speed.domain.name: time.monotonic() + LEFT_OUT_SECONDS for speed in failed})
+    finally:
+        for speed in speeds:
+            speed.checkpoint.close()
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
@@ -155,6 +155,21 @@ def _root_cause(text: str) -> str:
     """The innermost cause that a Java stack trace names, empty if it names none."""
     causes = [line.strip() for line in text.splitlines() if line.strip().startswith("Caused by: ")]
     return causes[-1].removeprefix("Caused by: ")[:300] if causes else ""
+
+
+@contextmanager
+def outcome(codes: set[int], faults: tuple[type[Exception], ...], again: tuple[type[Exception], ...]) -> Iterator[None]:
+    """Tell a failure as `exit_codes` does, and add its code to `codes` instead of leaving: what stands beside it goes on."""
+    try:
+        with exit_codes((), faults, again):
+            yield
+    except SystemExit as left:
+        codes.add(int(left.code or 0))
+
+
+def worst(codes: Iterable[int]) -> int:
+    """Return the exit code that says most: a fault needs a person, "start again" a supervisor."""
+    return max(codes, key=lambda code: (0, EXIT_AGAIN, EXIT_USAGE, EXIT_FAULT).index(code))
 
 
 class Ending:

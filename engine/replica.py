@@ -17,9 +17,9 @@ import structlog
 
 from engine import store as stores
 from engine import versions
-from engine.chain import Epoch, parsed_epoch
+from engine.chain import Epoch, continues, parsed_epoch
 from engine.domain import Domain
-from engine.epochs import Blocks, continues, stored, view_rows
+from engine.epochs import Blocks, stored, view_rows
 from engine.log import covers
 from engine.snapshot import Snapshot, fallen, nothing
 from engine.store import MANIFEST, Pointer, Run, Store, Torn
@@ -84,7 +84,9 @@ class Replica:
         if self.current is None or self._pointer is None:
             return True
         return (
-            covers(pointer.coverage, fallen(self.current.coverage, self.current.chain, [pointer.chain]))
+            covers(
+                pointer.coverage, fallen(self.current.coverage, self.current.chain, [pointer.chain], self.domain.topics)
+            )
             or pointer.choice > self._pointer.choice
         )
 

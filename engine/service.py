@@ -27,6 +27,7 @@ from engine.reply import Cursors, Problem
 from engine.settings import Settings
 from engine.snapshot import Loader, Snapshot, fallen
 from engine.store import Torn
+from engine.versions import definition_of
 from engine.watch import Watch
 
 HOLD_SECONDS = 300.0
@@ -112,13 +113,17 @@ class Service:
             self._coming.pop(name, None)
             return
         if name not in self._coming or self._coming[name][0].domain.definition_hash != target.definition_hash:
-            domain = Domain.from_json(target.definition)
+            domain = definition_of(target)
             self._coming[name] = self._loader(domain), Watch(domain)
         coming, watch = self._coming[name]
         now, then = loader.current, coming.poll()
         if then is None:
             return
-        if now and loader.pinned is None and not covers(then.coverage, fallen(now.coverage, now.chain, [then.chain])):
+        # What it covered of topics that the definition has left is of no matter any more.
+        needed = (
+            fallen(now.coverage, now.chain, [then.chain], coming.domain.topics) if now and loader.pinned is None else {}
+        )
+        if not covers(then.coverage, needed):
             return
         watch.look(self._raw, self._ids)
         watch.take_over(self.watches[name])
@@ -130,8 +135,14 @@ class Service:
 
     def look(self) -> None:
         """List the logs of every domain."""
+        failed: Exception | None = None
         for watch in self.watches.values():
-            watch.look(self._raw, self._ids)
+            try:
+                watch.look(self._raw, self._ids)
+            except Exception as error:  # the other domains go on
+                failed = failed or error
+        if failed:
+            raise failed
         if self.store:
             self.heard["HDFS"] = self.clock()
 

@@ -15,10 +15,11 @@ import pyarrow.compute as pc
 import structlog
 
 from engine import chain as chain_of
-from engine import log, versions
+from engine import derived, log, versions
 from engine.chain import HOLE, KEYS, KEYS_TYPE, Chain, Epoch
 from engine.commit import OffsetGap
 from engine.continuity import DataExpired, check_continuity, mirrored, verdicts
+from engine.derived import Damaged
 from engine.domain import Domain
 from engine.duplicates import KeyWindow
 from engine.events import typed_root
@@ -98,7 +99,9 @@ class SpeedLog:
         self.fs, self.domain, self.kafka, self.logs = fs, domain, kafka, logs
         self.generations = {topic: told.generation for topic, told in state.items()}
         self.chain, self.epochs = chain, epochs
-        self.seen: tuple[list[int], int] = ([], -1)
+        self.set_aside = 0
+        self.seen: Any = None
+        self._born = self.fs.status(f"{chain.folder}/chain.json")
         self.keys = self._remembered_keys()
 
     @classmethod
@@ -114,32 +117,42 @@ class SpeedLog:
         origins = {t: {lg: {p: part.origin for p, part in raw[t][lg].items()}} for t, lg in logs.items()}
         newest = versions.followed(fs, domain)
         _refuse_other_definition(domain, newest)
+        aside: list[str] = []
+
+        def damaged(damage: Damaged) -> None:
+            derived.set_aside(fs, damage.path, damage)
+            aside.append(damage.path)
+
+        def attempt() -> SpeedLog | None:
+            lost: Position = {}
+            for known in reversed(chain_of.chains(fs, domain.name, damaged)):
+                found = chain_of.epochs(fs, domain.name, known.number, damaged)
+                whole = len(found) == len(chain_of.epoch_numbers(fs, domain.name, known.number))
+                whole = whole and not chain_of.closed(fs, domain.name, known.number)
+                present = all(chain_of.speaks_of(known, topic, lg) for topic, lg in logs.items())
+                same = whole and present and known.definition_hash == domain.definition_hash
+                fallen = _lost(known, found, logs, raw, start, kafka, state)
+                if same and not fallen and chain_of.fits(known, found, newest.horizon, newest.version) is not None:
+                    return cls(fs, domain, kafka, state, logs, known, found)
+                lost = overlay(fallen, lost)
+            number, now = chain_of.next_number(fs, domain.name), datetime.now(UTC).isoformat()
+            begun = chain_of.begin(fs, domain, number, newest.version, start, origins, now, lost)
+            return cls(fs, domain, kafka, state, logs, begun, []) if begun else None
+
         start = _start_at(newest, origins)
-        chains = chain_of.chains(fs, domain.name)
-        chain, epochs = None, []
-        lost: Position = {}
-        for known in reversed(chains):
-            found = chain_of.epochs(fs, domain.name, known.number)
-            whole = len(found) == len(chain_of.epoch_numbers(fs, domain.name, known.number))
-            present = all(chain_of.speaks_of(known, topic, lg) for topic, lg in logs.items())
-            same = whole and present and known.definition_hash == domain.definition_hash
-            fallen = _lost(known, found, logs, raw, start, kafka, state)
-            if same and not fallen and chain_of.fits(known, found, newest.horizon, newest.version) is not None:
-                chain, epochs = known, found
-                break
-            lost = overlay(fallen, lost)
-        while chain is None:
-            number = max((c.number for c in chains), default=0) + 1
-            now = datetime.now(UTC).isoformat()
-            chain = chain_of.begin(fs, domain, number, newest.version, start, origins, now, lost)
-            chains = chain_of.chains(fs, domain.name)
-        opened = cls(fs, domain, kafka, state, logs, chain, epochs)
+        opened = None
+        while opened is None:  # another stream job began a chain, or an epoch was damaged: look again at what is there
+            try:
+                opened = derived.listed_again(attempt)
+            except Damaged as damage:
+                damaged(damage)
+        opened.set_aside = len(aside)
         opened._refuse_expired(state, newest)
         _log.info(
             "chain",
             domain=domain.name,
-            chain=chain.number,
-            epochs=len(epochs),
+            chain=opened.chain.number,
+            epochs=len(opened.epochs),
             version=newest.version,
             keys=len(opened.keys),
         )
@@ -182,15 +195,15 @@ class SpeedLog:
         self.check_topics()
         there = chain_of.epoch_numbers(self.fs, self.domain.name, self.chain.number)
         last = self.next_number - 1
-        whole = there == list(range(there[0], last + 1)) if there else last < 0 and self._begun()
-        if not whole:
+        whole = there == list(range(there[0], last + 1)) if there else last < 0
+        if not whole or not self._begun():
             raise NewChain(
                 f"chain {self.chain.number} has lost epochs; {last + 1} were written, {len(there)} are there"
             )
         pruned = [epoch for epoch in self.epochs if there and epoch.number >= there[0]]
-        numbers = versions.numbers(self.fs, self.domain.name)
-        seen = (numbers[-1:], versions.choice_number(self.fs, self.domain.name))
-        if (not numbers or seen == self.seen) and len(pruned) == len(self.epochs):
+        folders = versions.folders(self.fs, self.domain.name)
+        seen = folders, versions.choices(self.fs, self.domain.name)
+        if (not folders or seen == self.seen) and len(pruned) == len(self.epochs):
             return
         self.epochs = pruned
         newest = versions.followed(self.fs, self.domain)
@@ -213,7 +226,8 @@ class SpeedLog:
                 raise NewChain(f"topic '{topic}': log {self.logs[topic]} was closed, a new one begins")
 
     def _begun(self) -> bool:
-        return self.fs.status(f"{self.chain.folder}/chain.json") is not None
+        """True if our chain is there, and not another one under its number."""
+        return self._born is not None and self.fs.status(f"{self.chain.folder}/chain.json") == self._born
 
     def next_epoch(
         self, positions: pa.Table, planned: Mapping[tuple[str, int], tuple[int | None, int]]
@@ -311,7 +325,14 @@ class SpeedLog:
     def _catch_up(self) -> None:
         for number in chain_of.epoch_numbers(self.fs, self.domain.name, self.chain.number):
             if number == self.next_number:
-                epoch, table = chain_of.read_epoch(self.fs, self.domain.name, self.chain.number, number)
+                try:
+                    epoch, table = chain_of.read_epoch(self.fs, self.domain.name, self.chain.number, number)
+                except (FileNotFoundError, Damaged) as error:
+                    raise NewChain(f"chain {self.chain.number} has lost epoch {number}: {error}") from error
+                if not chain_of.continues(self.end, epoch.start):
+                    raise NewChain(
+                        f"chain {self.chain.number} epoch {number} does not start where the one before it ends"
+                    )
                 self.epochs.append(epoch)
                 self._remember(table)
 
@@ -445,6 +466,11 @@ def _no_origin(topic: str, p: object) -> str:
 
 
 def _refuse_other_definition(domain: Domain, newest: Manifest) -> None:
+    if not domain.is_of_this_code:
+        raise StartAgain(
+            f"code_changed domain {domain.name}: version {newest.version} was made by a decoder or measures of another version than this "
+            f"code has, and cannot be completed; run batch_layer.py --domain {domain.name}; until then serving shows it as it is"
+        )
     if newest.definition_hash != domain.definition_hash:
         raise StartAgain(
             f"definition_changed domain {domain.name}: version {newest.version} has definition {newest.definition_hash}, this process "

@@ -426,4 +426,113 @@ def test_what_is_pruned_is_forgotten(world: World) -> None:
         world.poll()
     world.fs.delete(versions.folder(SHOP.name, 1), recursive=True)
     world.poll()
-    assert sorted(world.loader._manifests) == [2, 3]
+    assert sorted(m.version for m in world.loader._manifests.values()) == [2, 3]
+
+
+# What is deleted by hand and made anew, what is damaged, what leaves ---------------------------------------------------
+
+
+def test_a_version_that_was_deleted_and_made_anew_under_its_number_is_read_anew(world: World) -> None:
+    world.epochs(0, 10)
+    world.version(1, 3)
+    world.version(2, 5)
+    assert world.poll().manifest.version == 2
+    world.fs.delete(versions.folder(SHOP.name, 2), recursive=True)
+    world.version(2, 8)
+    snapshot = world.poll()
+    assert snapshot.manifest.horizon == world.end(8)
+    assert sales(snapshot) == good_below(world, world.end(10))
+
+
+def test_an_epoch_that_was_deleted_and_made_anew_under_its_number_is_read_anew(world: World) -> None:
+    world.epochs(0, 6)
+    world.poll()
+    world.fs.delete(chains.epoch_path("shop", 1, 5))
+    write_epoch(world.fs, SHOP, world.chain, 5, world.end(5), pa.concat_tables(world.pieces[5:8]))
+    assert sales(world.poll()) == good_below(world, world.end(6)), "what is remembered of it is still right"
+    write_epoch(world.fs, SHOP, world.chain, 6, world.end(8), world.pieces[8])
+    snapshot = world.poll()
+    assert snapshot.coverage == world.end(9) and sales(snapshot) == good_below(world, world.end(9))
+    assert sum(snapshot.quarantined.values()) + sales(snapshot) == sum(p.num_rows for p in world.pieces[:9])
+    world.fs.reads.clear()
+    world.poll()
+    assert not [path for path in world.fs.reads if path.endswith(".parquet")]
+
+
+def test_an_epoch_that_does_not_continue_is_not_read_again_at_every_poll(world: World) -> None:
+    world.epochs(0, 6)
+    write_epoch(world.fs, SHOP, world.chain, 6, world.end(8), world.pieces[8])
+    assert world.poll().coverage == world.end(6)
+    world.poll()
+    world.fs.reads.clear()
+    world.poll()
+    assert not [path for path in world.fs.reads if path.endswith(".parquet")]
+
+
+def test_chains_that_begin_at_one_again_are_served(world: World) -> None:
+    world.epochs(0, 4)
+    world.version(1, 2)
+    second = write_chain(world.fs, SHOP, 2, 1, world.end(2))
+    write_epochs(world.fs, SHOP, second, world.pieces[2:6])
+    assert world.poll().chain == second
+    world.fs.delete(chains.SPEED, recursive=True)  # with what is remembered of their numbers
+    again = write_chain(world.fs, SHOP, 1, 1, world.end(2), "2026-02-02T00:00:00Z")
+    write_epochs(world.fs, SHOP, again, world.pieces[2:9])
+    snapshot = world.poll()
+    assert snapshot.chain == again and sales(snapshot) == good_below(world, world.end(9))
+
+
+def test_a_choice_that_was_deleted_and_made_anew_under_its_number_is_obeyed(world: World) -> None:
+    world.epochs(0, 10)
+    for number in (1, 2, 3):
+        world.version(number, number)
+    versions.choose(world.fs, "shop", 2, follow=False)
+    world.poll()
+    world.fs.delete(versions.SERVED, recursive=True)
+    world.fs.create(f"{versions.SERVED}/shop/1.json", b'{"version": 1, "follow": false, "at": "later"}')
+    assert world.loader.pinned == 1
+    assert world.poll().manifest.version == 1
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"\xff", b"7"])
+def test_a_damaged_choice_stops_no_serving(world: World, text: bytes) -> None:
+    world.epochs(0, 10)
+    for number in (1, 2):
+        world.version(number, number)
+    versions.choose(world.fs, "shop", 1, follow=False)
+    world.fs.create(f"{versions.SERVED}/shop/2.json", text)
+    assert (world.loader.pinned, world.poll().manifest.version) == (1, 1)
+
+
+@pytest.mark.parametrize("damage", ["garbled page", "garbled footer"])
+def test_rows_whose_bytes_are_no_pages_are_refused_as_damage_and_not_taken_for_silence(
+    world: World, damage: str
+) -> None:
+    world.epochs(0, 10)
+    for number in (1, 2):
+        world.version(number, number)
+    path = f"{versions.folder('shop', 2)}/shops/part-0.parquet"
+    data = bytearray(world.fs.read(path))
+    place = slice(4, 40) if damage == "garbled page" else slice(-60, -40)
+    data[place] = b"\xff" * len(data[place])
+    world.fs.delete(path)
+    world.fs.create(path, bytes(data))
+    assert world.poll().manifest.version == 1
+
+
+def test_a_chain_that_cannot_be_read_is_told_once_and_left_out(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world.epochs(0, 4)
+    world.fs.create(f"{chains.chain_folder('shop', 2)}/chain.json", b"{")
+    for _ in range(3):
+        assert world.poll().chain == world.chain
+    assert capsys.readouterr().out.count("0000000002") <= 2  # one line, which names path and reason
+
+
+def test_a_topic_that_left_the_domain_is_in_no_coverage(world: World) -> None:
+    world.epochs(0, 10)
+    gone = {"gone-topic": {"logG": {"0": 99}}}
+    write_version(world.fs, SHOP, 1, pa.concat_tables(world.pieces[:3]), {**world.end(3), **gone})
+    snapshot = world.poll()
+    assert set(snapshot.coverage) == {SALES.topic} and snapshot.chain == world.chain
