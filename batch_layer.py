@@ -97,7 +97,7 @@ def run(
     if not parent.version and not build.any_rows(log):
         _log.info("no events yet", domain=domain.name)
         return parent
-    before = build.horizon_of(parent, domain, log)
+    before = build.horizon_of(fs, parent, domain, log)
     if args.candidate:
         horizon = before  # beside the served version: what differs comes from the definition alone
     else:

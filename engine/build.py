@@ -20,9 +20,20 @@ from engine import chain as chain_of
 from engine import derived, fold, versions
 from engine.chain import Chain, Epoch
 from engine.domain import ALL_ROWS, NEW_ROWS, Domain, Stream
-from engine.events import Ranges, RowsDiffer, read_typed, typed_root
+from engine.events import Ranges, RowsDiffer, read_typed, torn, typed_root
 from engine.hdfs import Hdfs, HdfsUnavailable
-from engine.log import STAGING, LogReader, MasterWentBack, Partition, Partitions, Position, covers, offset_in, position
+from engine.log import (
+    STAGING,
+    FileSystem,
+    LogReader,
+    MasterWentBack,
+    Partition,
+    Partitions,
+    Position,
+    covers,
+    offset_in,
+    position,
+)
 from engine.session import side_by_side
 from engine.versions import VIEWS, Manifest, restricted
 
@@ -97,23 +108,37 @@ def _next_number(fs: Hdfs, domain: str, chosen: versions.Choice | None) -> int:
     return 1 + max([*versions.numbers(fs, domain), *named, taken])
 
 
-def horizon_of(parent: Manifest, domain: Domain, log: Partitions) -> Position:
+def horizon_of(fs: FileSystem, parent: Manifest, domain: Domain, log: Partitions) -> Position:
     """Return where the parent stands in the topics that the domain has now.
 
     Raises:
-        MasterWentBack: the typed log ends below it.
+        MasterWentBack: the raw log ends below it.
+        RowsDiffer: the typed log does: another run is making it again.
     """
     horizon = restricted(parent.horizon, domain.topics)
-    if not covers(heads(log), horizon):
-        raise MasterWentBack(
-            f"MASTER_WENT_BACK domain {domain.name}: version {parent.version} lies beyond the typed log; restore the master dataset"
+    if covers(heads(log), horizon):
+        return horizon
+    if covers(heads(LogReader(fs).sound(domain.topics)), horizon):
+        raise RowsDiffer(
+            f"the typed log of {domain.name} ends below version {parent.version}: it was taken away to be made again"
         )
-    return horizon
+    raise MasterWentBack(
+        f"MASTER_WENT_BACK domain {domain.name}: version {parent.version} lies beyond the raw log; restore the master dataset"
+    )
 
 
-def typed_log(fs: Hdfs, domain: Domain) -> Partitions:
-    """Return the typed partitions of every topic of a domain."""
-    return {s.topic: LogReader(fs, typed_root(s)).partitions([s.topic])[s.topic] for s in domain.streams}
+def typed_log(fs: FileSystem, domain: Domain) -> Partitions:
+    """Return the typed partitions of every topic of a domain.
+
+    Raises:
+        RowsDiffer: one of them does not begin where the raw log does, or has a hole.
+    """
+    typed = {s.topic: LogReader(fs, typed_root(s)).partitions([s.topic])[s.topic] for s in domain.streams}
+    raw = LogReader(fs).sound(domain.topics)
+    for topic in domain.topics:
+        if reason := torn(topic, raw[topic], typed[topic]):
+            raise RowsDiffer(f"the typed log of topic '{topic}' is being made again: {reason}")
+    return typed
 
 
 def any_rows(log: Partitions) -> bool:

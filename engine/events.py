@@ -66,8 +66,8 @@ def extend_typed(fs: FileSystem, stream: Stream, write: WriteTyped) -> int:
         raw = raw_reader.sound([stream.topic])[stream.topic]
         typed = typed_reader.partitions([stream.topic])[stream.topic]
         goal = goal or {(log_id, p): partition.head for log_id, by in raw.items() for p, partition in by.items()}
-        if torn := _torn(stream.topic, raw, typed):
-            _log.warning("typed log taken away", topic=stream.topic, reason=torn)
+        if reason := torn(stream.topic, raw, typed):
+            _log.warning("typed log taken away", topic=stream.topic, reason=reason)
             forget_topic(fs, stream)
             continue
         ranges, gaps = _pending(stream.topic, raw, typed, goal)
@@ -167,7 +167,7 @@ def _pending(
     return ranges, gaps
 
 
-def _torn(topic: str, raw: Mapping[str, Mapping[str, Partition]], typed: Mapping[str, Mapping[str, Partition]]) -> str:
+def torn(topic: str, raw: Mapping[str, Mapping[str, Partition]], typed: Mapping[str, Mapping[str, Partition]]) -> str:
     """Say why a typed log is none: what it holds would be counted, and what it lacks would be missed for ever.
 
     Raises:

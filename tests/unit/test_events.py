@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +12,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from engine import events
+from engine import build, events
 from engine.commit import Piece, commit, commit_empty, commit_origin, gap_segment, staged_pieces
-from engine.domain import Stream
+from engine.domain import Domain, Stream, View, count
 from engine.events import WriteTyped
 from engine.log import MASTER, LogReader, MasterWentBack, Origin, Partition, segment_path
+from engine.versions import Manifest
 from tests.unit.localfs import LocalFs
 from tests.unit.serving_data import parquet
 
@@ -162,3 +164,20 @@ def test_holes_and_gaps_of_the_raw_log_are_those_of_the_typed_one(tmp_path: Path
 
 def head(fs: LocalFs) -> int:
     return LogReader(fs).partitions([STREAM.topic])[STREAM.topic]["log1"]["0"].head
+
+
+def test_a_typed_log_that_is_being_made_again_is_no_master_that_went_back(tmp_path: Path) -> None:
+    fs = LocalFs(tmp_path)
+    domain = Domain("d", (STREAM,), (View("v", (STREAM,), ("one_id",), {"events": count()}),), ())
+    write(fs, MASTER, 0, 150)
+    write(fs, events.typed_root(STREAM), 0, 100)
+    parent = Manifest("d", 1, 0, {STREAM.topic: {"log1": {"0": 120}}}, domain.definition_hash, "", {})
+    with pytest.raises(events.RowsDiffer, match="ends below version 1"):
+        build.horizon_of(fs, parent, domain, build.typed_log(fs, domain))
+    beyond = dataclasses.replace(parent, horizon={STREAM.topic: {"log1": {"0": 151}}})
+    with pytest.raises(MasterWentBack, match="version 1 lies beyond the raw log"):
+        build.horizon_of(fs, beyond, domain, build.typed_log(fs, domain))
+    events.forget_topic(fs, STREAM)
+    write(fs, events.typed_root(STREAM), 100, 150)
+    with pytest.raises(events.RowsDiffer, match="is being made again: log log1 partition 0 begins at 100"):
+        build.typed_log(fs, domain)
