@@ -20,6 +20,7 @@ from types import MappingProxyType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+ENV_FILE = Path(os.environ.get("HIGHWATER_ENV_FILE") or ROOT / ".env")
 HOST = "127.0.0.1"
 USER = "hadoop"  # of every process and client: another user may not create a folder under / of HDFS
 
@@ -120,7 +121,7 @@ class Settings:
         return replace(self, cassandra=True)
 
 
-def load(environ: Mapping[str, str] | None = None, env_file: Path = ROOT / ".env", saved: bool = True) -> Settings:
+def load(environ: Mapping[str, str] | None = None, env_file: Path = ENV_FILE, saved: bool = True) -> Settings:
     """Return the settings in force.
 
     Args:
