@@ -19,7 +19,7 @@ from random import Random
 from typing import Any
 
 # Part of every schema hash: raise it when `decode.py` starts to read the same bytes differently.
-DECODE_VERSION = 2
+DECODE_VERSION = 3
 # Part of every definition hash: raise it when a measure's arithmetic changes.
 MEASURES_VERSION = 1
 
@@ -353,6 +353,10 @@ class View:
             t not in ("INT", "BIGINT") and not decimal_of(t) for t in types
         ):
             raise DeclarationError(f"{where}: {measure.kind} of {types[0]} is not exact; use BIGINT or DECIMAL(p,s)")
+        if measure.kind == "distinct" and types[0] in ("DOUBLE", "ARRAY<STRING>"):
+            raise DeclarationError(
+                f"{where}: distinct of {types[0]}: Spark and DuckDB write its values differently; use DECIMAL(p,s) or STRING"
+            )
         if measure.kind == "quantiles":
             if types[0] not in ("INT", "BIGINT") and (decimal_of(types[0]) or (99, 0))[0] > 15:
                 raise DeclarationError(f"{where}: quantiles of {types[0]} are not exact; use BIGINT or DECIMAL(15,s)")

@@ -81,7 +81,7 @@ def parts_of(view: View, name: str, engine: Engine) -> tuple[Part, ...]:
                 ),
             )
         case "distinct":
-            return (_sketch(f"{name}__hll", value, engine),)
+            return (_sketch(f"{name}__hll", value, view.type_of(measure.columns[0]), engine),)
         case "quantiles":
             return (_buckets(f"{measure.columns[0].lower()}__counts", value, engine),)
     raise AssertionError(measure.kind)
@@ -228,7 +228,10 @@ def _counted(stored: str, value: str) -> Part:
     return Part(stored, "BIGINT", f"count({value})", f"CAST(sum({stored}) AS BIGINT)")
 
 
-def _sketch(stored: str, value: str, engine: Engine) -> Part:
+def _sketch(stored: str, value: str, sql_type: str, engine: Engine) -> Part:
+    precision, scale = decimal_of(sql_type) or (0, -1)
+    if precision == scale:  # DuckDB writes .500 where no digit stands before the point, Spark 0.500
+        value = f"CAST({value} AS DECIMAL({precision + 1},{scale}))"
     if engine == "spark":
         partial = f"hll_sketch_agg(CAST({value} AS STRING), {HLL_LOG_REGISTERS})"
         return Part(stored, "BINARY", partial, f"hll_union_agg({stored}, false)")

@@ -328,7 +328,10 @@ def _measured(view: View, measure: Measure) -> str:
         case "first" | "last":
             return f"{'arg_min' if measure.kind == 'first' else 'arg_max'}({value}, {position}){only}"
         case "distinct":
-            return f"coalesce(list(DISTINCT CAST({value} AS VARCHAR)){only}, [])"
+            precision, scale = decimal_of(view.type_of(measure.columns[0])) or (0, -1)
+            # A decimal without digits before the point would be .5 here and 0.5 in Spark's sketch.
+            spelt = f"CAST({value} AS DECIMAL({precision + 1},{scale}))" if precision == scale else value
+            return f"coalesce(list(DISTINCT CAST({spelt} AS VARCHAR)){only}, [])"
         case "quantiles":
             return f"coalesce(list(CAST({value} AS VARCHAR)){only}, [])"
     raise NotImplementedError(

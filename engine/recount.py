@@ -328,7 +328,7 @@ def _truth(value: Any) -> bool:
 def _double(value: Any) -> float:
     if type(value) is not _Number or math.isinf(nearest := float(value)):
         raise Malformed("not a number that a double holds")
-    return nearest
+    return nearest or 0.0  # zero has no sign
 
 
 def _scaled(value: Any, scale: int) -> tuple[int, int]:
