@@ -218,7 +218,7 @@ def _column(found: list[Any], sql_type: str, bad: list[bool]) -> pa.Array:
     target = _spark_arrow(sql_type)
     plain: set[type] | None = {"STRING": {str}, "BOOLEAN": {bool}, "DOUBLE": {float}}.get(sql_type)  # type: ignore[assignment]
     if plain is not None and kinds <= plain:
-        return pa.array(found, target)
+        return _without_sign_of_zero(pa.array(found, target)) if sql_type == "DOUBLE" else pa.array(found, target)
     if sql_type in ("BIGINT", "INT") and kinds <= {int}:
         try:
             return pa.array(found, target)
@@ -244,6 +244,11 @@ def _column(found: list[Any], sql_type: str, bad: list[bool]) -> pa.Array:
     return pa.array(converted, target)
 
 
+def _without_sign_of_zero(doubles: pa.Array) -> pa.Array:
+    """-0.0 + 0.0 is 0.0: as a key, a dimension or a smallest value, zero has one spelling."""
+    return pc.add(doubles, 0.0)
+
+
 def _exact(value: Any) -> Decimal:
     if type(value) in (int, Decimal):
         return Decimal(value)
@@ -254,6 +259,8 @@ def _exact(value: Any) -> Decimal:
 
 def _whole(value: Any, bits: int) -> int:
     number = _exact(value)
+    if not number:
+        return 0  # however large the exponent of a zero is
     if number.adjusted() > 20 or number != number.to_integral_value():
         raise _Malformed("not a whole number")
     whole = int(number)
@@ -264,11 +271,13 @@ def _whole(value: Any, bits: int) -> int:
 
 def _decimal(value: Any, precision: int, scale: int) -> Decimal:
     number = _exact(value)
-    if number.adjusted() > 40 and number:
+    if not number:
+        return Decimal(0)
+    if number.adjusted() > 40:
         raise _Malformed("too large")
     with localcontext(_EXACT):
         fitted = number.quantize(Decimal(1).scaleb(-scale))
-        if fitted != number or (fitted and fitted.adjusted() >= precision - scale):
+        if fitted != number or fitted.adjusted() >= precision - scale:
             raise _Malformed("does not fit without rounding")
     return fitted
 
@@ -277,7 +286,7 @@ def _double(value: Any) -> float:
     number = float(_exact(value))
     if number in (float("inf"), float("-inf")):
         raise _Malformed("out of range")
-    return number
+    return number + 0.0  # -0.0 is 0.0
 
 
 def _text(value: Any) -> str:

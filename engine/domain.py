@@ -2,7 +2,8 @@
 
 A `Domain` holds streams (topics with a schema), views (what merges) and reports (what does not). The Spark
 schema, the JSON Schema, the producer's validation, the API's parameters and the documentation all come from it.
-This module imports neither Spark nor Kafka; expressions are SQL text that Spark and DuckDB both understand.
+This module imports neither Spark nor Kafka; expressions are SQL text, which `engine.expressions` reads and writes for
+Spark and for DuckDB.
 """
 
 from __future__ import annotations
@@ -11,18 +12,24 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from decimal import Decimal, InvalidOperation
 from functools import partial
 from random import Random
 from typing import Any
 
-# Part of every schema hash: raise it when `decode.py` starts to read the same bytes differently.
-DECODE_VERSION = 2
-# Part of every definition hash: raise it when a measure's arithmetic changes. Serving answers from versions of before until
-# they are built anew; where stored rows cannot be merged as they were, rename the stored columns, so that it refuses them.
-MEASURES_VERSION = 1
+from engine import expressions
+from engine.operators import Engine, ExpressionError, Said
+from engine.operators import decimal_of as decimal_of
+
+# Part of every schema hash: raise it when `decode.py` starts to read the same bytes differently, or a rule to say another thing.
+DECODE_VERSION = 3
+# Part of every definition hash: raise it when a measure's arithmetic changes, or what an expression says. Serving answers from
+# versions of before until they are built anew; where stored rows cannot be merged as they were, rename the stored columns, so
+# that it refuses them.
+MEASURES_VERSION = 2
 
 # A field that a schema does not know is counted by its name if it looks like one, else under the second text.
 FIELD_NAME, OTHER_FIELDS = r"[A-Za-z_][A-Za-z0-9_.-]{0,62}", "(other)"
@@ -78,11 +85,9 @@ def table_name(topic: str) -> str:
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 _FIELD = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,62}")
 _TOPIC = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}")
-_QUOTED = re.compile(r"'(?:[^']|'')*'")
-# `try_cast(field AS type)`, `cast(field AS type)` and `field::type`.
-_CAST = re.compile(r"\bcast\s*\(\s*(\w+)\s+as\s+(\w+)|\b(\w+)\s*::\s*(\w+)", re.IGNORECASE)
 _CONSTANT = re.compile(r"\{([a-z][a-z0-9_]*)\}")
-_DECIMAL = re.compile(r"DECIMAL\((\d+),\s*(\d+)\)")
+# What an expression over events may use besides the fields.
+_TIMES = (("event_time", "TIMESTAMP"), ("kafka_time", "TIMESTAMP"))
 _SCALARS = ("STRING", "BIGINT", "INT", "DOUBLE", "BOOLEAN", "TIMESTAMP", "ARRAY<STRING>")
 
 # Makes the event of a moment (epoch ms); None where there is nothing to tell just now.
@@ -93,12 +98,6 @@ Generator = Callable[[Random, Mapping[str, str]], Maker]
 
 class DeclarationError(ValueError):
     """A domain file says something that cannot work; the message names the place, the value and the way out."""
-
-
-def decimal_of(sql_type: str) -> tuple[int, int] | None:
-    """Return (precision, scale) of a DECIMAL type, else None."""
-    found = _DECIMAL.fullmatch(sql_type)
-    return (int(found[1]), int(found[2])) if found else None
 
 
 @dataclass(frozen=True)
@@ -240,7 +239,8 @@ class Stream:
             if not _NAME.fullmatch(rule) or rule in ("malformed", "duplicate", FUTURE_RULE):
                 raise DeclarationError(f"{where} rule '{rule}': reserved or not a lower-case identifier")
         for rule, sql in self.rules.items():
-            _check_casts(f"{where} rule '{rule}'", sql, self)
+            with _told_of(f"{where} rule '{rule}'"):
+                self._condition(sql)
 
     @property
     def needed(self) -> tuple[str, ...]:
@@ -253,6 +253,13 @@ class Stream:
         """Rules in the order in which they are judged, the default rule last."""
         future = f"event_time <= kafka_time + INTERVAL {FUTURE_LIMIT_MINUTES} MINUTE"
         return {**self.rules, FUTURE_RULE: future}
+
+    def rules_in(self, engine: Engine) -> dict[str, str]:
+        """Name → SQL of all rules for an engine; NULL where a rule cannot be worked out."""
+        return {name: self._condition(sql).in_engine(engine) for name, sql in self.all_rules.items()}
+
+    def _condition(self, sql: str) -> Said:
+        return expressions.condition(sql, (*self.columns.items(), *_TIMES))
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -340,11 +347,14 @@ class View:
         if len({(m.columns, m.where) for m in self.measures.values() if m.kind == "quantiles"}) > 1:
             raise DeclarationError(f"{where}: quantiles of two columns; make a second view for the other one")
         _check_constants(where, self.constants, self.show)
+        for name in self.show:
+            with _told_of(f"{where} '{name}'"):
+                self._shown(name)
 
     def _check_measure(self, name: str, measure: Measure) -> None:
         where = f"view '{self.name}': measure '{name}'"
-        for stream in self.streams:
-            _check_casts(where, measure.where or "", stream)
+        with _told_of(where):
+            self._condition(measure)
         if measure.kind not in MEASURE_KINDS:
             raise DeclarationError(
                 f"{where}: '{measure.kind}' does not merge; use {', '.join(MEASURE_KINDS)}, or move it to a report"
@@ -358,6 +368,10 @@ class View:
             t not in ("INT", "BIGINT") and not decimal_of(t) for t in types
         ):
             raise DeclarationError(f"{where}: {measure.kind} of {types[0]} is not exact; use BIGINT or DECIMAL(p,s)")
+        if measure.kind == "distinct" and types[0] in ("DOUBLE", "ARRAY<STRING>"):
+            raise DeclarationError(
+                f"{where}: distinct of {types[0]}: Spark and DuckDB write its values differently; use DECIMAL(p,s) or STRING"
+            )
         if measure.kind == "quantiles":
             if types[0] not in ("INT", "BIGINT") and (decimal_of(types[0]) or (99, 0))[0] > 15:
                 raise DeclarationError(f"{where}: quantiles of {types[0]} are not exact; use BIGINT or DECIMAL(15,s)")
@@ -392,6 +406,51 @@ class View:
     def shown(self) -> dict[str, str]:
         """Name → SQL of the shown columns, with the constants in it."""
         return {name: _with_constants(sql, self.constants) for name, sql in self.show.items()}
+
+    def shown_in(self, engine: Engine) -> dict[str, str]:
+        """Name → SQL of the shown columns for an engine; NULL where one cannot be worked out."""
+        return {name: self._shown(name).in_engine(engine) for name in self.show}
+
+    def where_in(self, measure: Measure, engine: Engine) -> str:
+        """SQL of the condition of a measure for an engine, empty where it has none."""
+        said = self._condition(measure)
+        return said.in_engine(engine) if said else ""
+
+    @property
+    def value_types(self) -> dict[str, str]:
+        """SQL type of each measure as it is shown."""
+        return {name: self.value_type(measure) for name, measure in self.measures.items()}
+
+    def value_type(self, measure: Measure) -> str:
+        """SQL type of a measure as it is shown; of several columns a STRUCT."""
+        types = [self.type_of(column) for column in measure.columns]
+        match measure.kind:
+            case "count" | "distinct":
+                return "BIGINT"
+            case "sum":
+                return f"DECIMAL(38,{(decimal_of(types[0]) or (19, 0))[1]})"
+            case "avg" | "stddev" | "quantiles":
+                return "DOUBLE"
+        if len(types) == 1:
+            return types[0]
+        return f"STRUCT<{', '.join(f'{name}: {kind}' for name, kind in zip(measure.columns, types, strict=True))}>"
+
+    def _condition(self, measure: Measure) -> Said | None:
+        if measure.where is None:
+            return None
+        shared = set.intersection(*({*stream.columns.items()} for stream in self.streams))
+        fields = [field for field in self.streams[0].columns.items() if field in shared]
+        return expressions.condition(measure.where, (*fields, *_TIMES, ("topic", "STRING")))
+
+    def _shown(self, name: str) -> Said:
+        """A shown column may use the measures and the columns shown before it."""
+        fields = self.value_types
+        for other, sql in self.shown.items():
+            said = expressions.value(sql, tuple(fields.items()))
+            if other == name:
+                return said
+            fields[other] = said.kind
+        raise KeyError(name)
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -618,16 +677,13 @@ def _stored(value: Mapping[str, Any]) -> dict[str, Any]:
     return {**{name: held for name, held in value.items() if name != "hash"}, "stored_hash": value.get("hash", "")}
 
 
-def _check_casts(where: str, sql: str, stream: Stream) -> None:
-    """Refuse a text field cast to a number or time: Spark and DuckDB read '3.7', ' 1' or '1d' differently."""
-    texts = {name.lower(): name for name, sql_type in stream.columns.items() if sql_type == "STRING"}
-    for found in _CAST.finditer(re.sub(r"\btry_cast\b", "cast", _QUOTED.sub("''", sql), flags=re.IGNORECASE)):
-        name, sql_type = found[1] or found[3], found[2] or found[4]
-        if name.lower() in texts and sql_type.upper() not in ("STRING", "VARCHAR"):
-            raise DeclarationError(
-                f"{where}: '{texts[name.lower()]}' is a text, and Spark and DuckDB read {sql_type} from text differently; "
-                "declare the field as what it is, or compare it as text"
-            )
+@contextmanager
+def _told_of(where: str) -> Iterator[None]:
+    """Say where an expression stands that cannot be said."""
+    try:
+        yield
+    except ExpressionError as error:
+        raise DeclarationError(f"{where}: {error}") from None
 
 
 def _check_constants(where: str, constants: Mapping[str, str], expressions: Mapping[str, str]) -> None:

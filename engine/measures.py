@@ -11,7 +11,6 @@ import functools
 import math
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Literal
 
 import duckdb
 import numpy as np
@@ -19,8 +18,8 @@ import pyarrow as pa
 from datasketches import hll_sketch, hll_union, tgt_hll_type
 
 from engine.domain import GRAINS, Measure, View, decimal_of
-
-Engine = Literal["spark", "duckdb"]
+from engine.expressions import fields_of
+from engine.operators import Engine
 
 # Quantiles count values in buckets: sign, power of two, and this many equal steps in between, each at most 1.6 % wide.
 BUCKET_STEPS = 64
@@ -48,7 +47,8 @@ def parts_of(view: View, name: str, engine: Engine) -> tuple[Part, ...]:
     value = _value(view, measure, engine)
     match measure.kind:
         case "count":
-            condition = f"CASE WHEN {measure.where} THEN 1 END" if measure.where else "1"
+            where = view.where_in(measure, engine)
+            condition = f"CASE WHEN {where} THEN 1 END" if where else "1"
             return (Part(name, "BIGINT", f"count({condition})", f"CAST(sum({name}) AS BIGINT)"),)
         case "sum":
             return (_sum(name, value, view.type_of(measure.columns[0])),)
@@ -81,7 +81,7 @@ def parts_of(view: View, name: str, engine: Engine) -> tuple[Part, ...]:
                 ),
             )
         case "distinct":
-            return (_sketch(f"{name}__hll", value, engine),)
+            return (_sketch(f"{name}__hll", value, view.type_of(measure.columns[0]), engine),)
         case "quantiles":
             return (_buckets(f"{measure.columns[0].lower()}__counts", value, engine),)
     raise AssertionError(measure.kind)
@@ -141,7 +141,7 @@ def show_query(view: View, table: str, engine: Engine) -> str:
     stored = [part.name for part in all_parts(view, engine)]
     measured = [f"{shown_as(view, name, engine)} AS {name}" for name in view.measures if name not in stored]
     inner = f"SELECT {', '.join([*view.keys, *stored, *measured])} FROM {table}"
-    derived = "".join(f", {sql} AS {name}" for name, sql in view.shown.items())
+    derived = "".join(f", {sql} AS {name}" for name, sql in view.shown_in(engine).items())
     return f"SELECT *{derived} FROM ({inner}) AS measured"
 
 
@@ -175,18 +175,7 @@ def stored_ddl(view: View) -> str:
 
 def shown_types(view: View) -> dict[str, str]:
     """Return measure or shown column → SQL type, as the API describes them."""
-    types = {}
-    for name, measure in view.measures.items():
-        match measure.kind:
-            case "avg" | "stddev" | "quantiles":
-                types[name] = "DOUBLE"
-            case "distinct":
-                types[name] = "BIGINT"
-            case "first" | "last":
-                types[name] = _value_type(view, measure)
-            case _:
-                types[name] = parts_of(view, name, "duckdb")[0].sql_type
-    return {**types, **dict.fromkeys(view.show, "DOUBLE")}
+    return {**view.value_types, **dict.fromkeys(view.show, "DOUBLE")}
 
 
 def register(connection: duckdb.DuckDBPyConnection) -> None:
@@ -204,7 +193,6 @@ def register(connection: duckdb.DuckDBPyConnection) -> None:
         ("buckets_quantile", _buckets_quantile, [counts, "BIGINT"], "DOUBLE"),
     ):
         connection.create_function(name, fold, arguments, result, type="arrow", null_handling="special")  # type: ignore[call-overload]
-    connection.execute("CREATE OR REPLACE MACRO try_divide(a, b) AS CASE WHEN b <> 0 THEN a / b END")
 
 
 def _value(view: View, measure: Measure, engine: Engine) -> str:
@@ -213,7 +201,8 @@ def _value(view: View, measure: Measure, engine: Engine) -> str:
     else:
         pairs = [(name, name) for name in measure.columns]
         column = _struct(pairs, engine) if pairs else "1"
-    return f"CASE WHEN {measure.where} THEN {column} END" if measure.where else column
+    where = view.where_in(measure, engine)
+    return f"CASE WHEN {where} THEN {column} END" if where else column
 
 
 def _sum(stored: str, value: str, sql_type: str) -> Part:
@@ -228,7 +217,10 @@ def _counted(stored: str, value: str) -> Part:
     return Part(stored, "BIGINT", f"count({value})", f"CAST(sum({stored}) AS BIGINT)")
 
 
-def _sketch(stored: str, value: str, engine: Engine) -> Part:
+def _sketch(stored: str, value: str, sql_type: str, engine: Engine) -> Part:
+    precision, scale = decimal_of(sql_type) or (0, -1)
+    if precision == scale:  # DuckDB writes .500 where no digit stands before the point, Spark 0.500
+        value = f"CAST({value} AS DECIMAL({precision + 1},{scale}))"
     if engine == "spark":
         partial = f"hll_sketch_agg(CAST({value} AS STRING), {HLL_LOG_REGISTERS})"
         return Part(stored, "BINARY", partial, f"hll_union_agg({stored}, false)")
@@ -316,7 +308,8 @@ def _shown_quantile(stored: str, at: str, engine: Engine) -> str:
 
 def _positioned(view: View, measure: Measure, engine: Engine) -> str:
     present = " OR ".join(f"{column} IS NOT NULL" for column in measure.columns)
-    condition = f"({present}) AND ({measure.where})" if measure.where else present
+    where = view.where_in(measure, engine)
+    condition = f"({present}) AND {where}" if where else present
     plain = Measure(measure.kind, measure.columns)
     fields = [("t", "event_time"), ("topic", "topic"), ("log", "log"), ("p", "CAST(partition AS INT)"), ("o", "offset")]
     quoted = [(name, '"offset"' if engine == "duckdb" and sql == "offset" else sql) for name, sql in fields]
@@ -329,14 +322,8 @@ def _struct(pairs: list[tuple[str, str]], engine: Engine) -> str:
     return f"struct_pack({', '.join(f'{name} := {sql}' for name, sql in pairs)})"
 
 
-def _value_type(view: View, measure: Measure) -> str:
-    if len(measure.columns) == 1:
-        return view.type_of(measure.columns[0])
-    return f"STRUCT<{', '.join(f'{name}: {view.type_of(name)}' for name in measure.columns)}>"
-
-
 def _position_type(view: View, measure: Measure) -> str:
-    return f"STRUCT<t: TIMESTAMP, topic: STRING, log: STRING, p: INT, o: BIGINT, v: {_value_type(view, measure)}>"
+    return f"STRUCT<t: TIMESTAMP, topic: STRING, log: STRING, p: INT, o: BIGINT, v: {view.value_type(measure)}>"
 
 
 def _shown_stddev(name: str, scale: int) -> str:
@@ -374,8 +361,7 @@ def arrow_type(sql_type: str) -> pa.DataType:
     if dec:
         return pa.decimal128(*dec)
     if sql_type.startswith("STRUCT<"):
-        fields = [field.split(": ", 1) for field in _split_fields(sql_type[7:-1])]
-        return pa.struct([pa.field(name, arrow_type(inner)) for name, inner in fields])
+        return pa.struct([pa.field(name, arrow_type(inner)) for name, inner in fields_of(sql_type).items()])
     return {
         "STRING": pa.string(),
         "BIGINT": pa.int64(),
@@ -387,16 +373,6 @@ def arrow_type(sql_type: str) -> pa.DataType:
         "ARRAY<STRING>": pa.list_(pa.string()),
         BUCKETS: pa.map_(pa.int32(), pa.int64()),
     }[sql_type]
-
-
-def _split_fields(text: str) -> list[str]:
-    fields, depth, start = [], 0, 0
-    for position, letter in enumerate(text):
-        depth += (letter in "<(") - (letter in ">)")
-        if letter == "," and depth == 0:
-            fields.append(text[start:position].strip())
-            start = position + 1
-    return [*fields, text[start:].strip()]
 
 
 def _hll_of(values: list[str | None] | None) -> bytes:

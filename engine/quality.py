@@ -14,7 +14,9 @@ from engine.domain import Stream
 
 def judged(rows: DataFrame, stream: Stream) -> DataFrame:
     """Give decoded rows the name of the first rule that is not TRUE as their problem."""
-    cases = " ".join(f"WHEN NOT coalesce({rule}, false) THEN '{name}'" for name, rule in stream.all_rules.items())
+    cases = " ".join(
+        f"WHEN NOT coalesce({rule}, false) THEN '{name}'" for name, rule in stream.rules_in("spark").items()
+    )
     return rows.withColumn("problem", F.expr(f"coalesce(problem, CASE {cases} END)"))
 
 

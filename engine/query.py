@@ -17,7 +17,8 @@ import duckdb
 import pyarrow as pa
 
 from engine.domain import GRAINS, View
-from engine.measures import Engine, all_parts, merge_query, register, show_query, window_of
+from engine.measures import all_parts, merge_query, register, show_query, window_of
+from engine.operators import Engine
 
 _DUCK: Engine = "duckdb"
 

@@ -126,7 +126,7 @@ def view_rows(
     folded = _finished(con.sql(sql, params=values).to_arrow_table(), view)
     con.register("folded", folded)
     try:
-        derived = "".join(f', {sql} AS "{name}"' for name, sql in view.shown.items())
+        derived = "".join(f', {sql} AS "{name}"' for name, sql in view.shown_in("duckdb").items())
         shown = con.execute(f"SELECT *{derived} FROM folded")
         names = [column[0] for column in shown.description]
         found = [dict(zip(names, row, strict=True)) for row in shown.fetchall()]
@@ -306,7 +306,7 @@ def _folded(domain: Domain, view: View, asked: Question) -> tuple[str, list[Any]
 def _measured(view: View, measure: Measure) -> str:
     quoted = [f'"{name}"' for name in measure.columns]
     value = quoted[0] if len(quoted) == 1 else f"struct_pack({', '.join(f'{c} := {c}' for c in quoted)})"
-    tests = [f"({measure.where})"] if measure.where else []
+    tests = [where] if (where := view.where_in(measure, "duckdb")) else []
     if quoted:
         tests.append(f"({' OR '.join(f'{column} IS NOT NULL' for column in quoted)})")
     only = f" FILTER (WHERE {' AND '.join(tests)})" if tests else ""
@@ -316,7 +316,10 @@ def _measured(view: View, measure: Measure) -> str:
     match measure.kind:
         case "count":
             return f"count(*){only}"
-        case "sum" | "min" | "max":
+        case "sum":  # in the type that a shown column works with
+            scale = (decimal_of(view.type_of(measure.columns[0])) or (0, 0))[1]
+            return f"CAST(sum({value}){only} AS DECIMAL(38,{scale}))"
+        case "min" | "max":
             return f"{measure.kind}({value}){only}"
         case "avg":
             return f"CAST(sum({value}){only} AS DOUBLE) / nullif(count(*){only}, 0)"
@@ -328,7 +331,10 @@ def _measured(view: View, measure: Measure) -> str:
         case "first" | "last":
             return f"{'arg_min' if measure.kind == 'first' else 'arg_max'}({value}, {position}){only}"
         case "distinct":
-            return f"coalesce(list(DISTINCT CAST({value} AS VARCHAR)){only}, [])"
+            precision, scale = decimal_of(view.type_of(measure.columns[0])) or (0, -1)
+            # A decimal without digits before the point would be .5 here and 0.5 in Spark's sketch.
+            spelt = f"CAST({value} AS DECIMAL({precision + 1},{scale}))" if precision == scale else value
+            return f"coalesce(list(DISTINCT CAST({spelt} AS VARCHAR)){only}, [])"
         case "quantiles":
             return f"coalesce(list(CAST({value} AS VARCHAR)){only}, [])"
     raise NotImplementedError(

@@ -1,7 +1,8 @@
 """What does each raw row say, by other hands? The decoder and the judge of the recount, used by `engine.verify` alone.
 
 `docs/decode.md` is followed here a second time, with the standard library's parser, and rules and duplicates are judged
-in DuckDB. Nothing is shared with the layers but the declarations: a mistake must be made twice to stay unseen.
+in DuckDB. Nothing is shared with the layers but the declarations and what their expressions mean: a mistake must be made
+twice to stay unseen.
 """
 
 from __future__ import annotations
@@ -158,7 +159,9 @@ def _decoded(domain: Domain, topic: str) -> str:
 
 def _judge(con: duckdb.DuckDBPyConnection, decoded: str, judged: str, stream: Stream) -> None:
     """Name the first rule that is not TRUE, then the repeats of a unique key among rows that passed all rules."""
-    failed = " ".join(f"WHEN NOT coalesce(({sql}), false) THEN '{rule}'" for rule, sql in stream.all_rules.items())
+    failed = " ".join(
+        f"WHEN NOT coalesce(({sql}), false) THEN '{rule}'" for rule, sql in stream.rules_in("duckdb").items()
+    )
     con.execute(
         f"CREATE TEMP TABLE ruled AS SELECT * REPLACE "
         f"(CASE WHEN problem IS NOT NULL THEN problem {failed} END AS problem) FROM {decoded}"
@@ -328,7 +331,7 @@ def _truth(value: Any) -> bool:
 def _double(value: Any) -> float:
     if type(value) is not _Number or math.isinf(nearest := float(value)):
         raise Malformed("not a number that a double holds")
-    return nearest
+    return nearest or 0.0  # zero has no sign
 
 
 def _scaled(value: Any, scale: int) -> tuple[int, int]:
