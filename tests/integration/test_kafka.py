@@ -14,6 +14,7 @@ from kafka.admin import ConfigResource, ConfigResourceType
 
 from engine import kafka
 from engine.domain import Stream
+from engine.rawlog import RawLog
 from engine.settings import Settings, load
 
 
@@ -126,6 +127,31 @@ def test_a_topic_made_again_is_another_generation(settings: Settings, client: Ka
     kafka.ensure_topics(settings, [stream])
     assert reader.generations([stream.topic]) != before
     reader.close()
+
+
+@pytest.mark.parametrize("codec", ["gzip", "snappy", "lz4", "zstd"])
+def test_what_any_codec_compressed_is_read_by_layers_and_recount(
+    settings: Settings, client: KafkaAdminClient, stream: Stream, codec: str
+) -> None:
+    kafka.ensure_topics(settings, [stream])
+    # More than one batch holds, and far more than one when it is unpacked.
+    producer = KafkaProducer(
+        bootstrap_servers=settings.kafka_bootstrap_servers, compression_type=codec, batch_size=900_000, linger_ms=200
+    )
+    values = [b"%d " % number * 20_000 for number in range(60)]
+    for value in values:
+        producer.send(stream.topic, value=value, partition=1)
+    producer.flush(timeout=30)
+    producer.close()
+    reader = kafka.consumer(settings)
+    for offset in (0, 30, 59):
+        found = record(reader, stream.topic, 1, offset)
+        assert found is not None and found[3] == values[offset]
+    topic_id = reader.state([stream.topic])[stream.topic].id
+    reader.close()
+    raw = RawLog(settings, {stream.topic: {topic_id: {"1": 60}}})
+    read = [text for _, rows in raw.chunks() for text in rows["value"].to_pylist()]
+    assert read == [value.decode() for value in values] and raw.account.faults == []
 
 
 def test_an_open_transaction_is_not_the_end_and_its_marker_is_an_offset(
