@@ -154,6 +154,39 @@ def test_what_any_codec_compressed_is_read_by_layers_and_recount(
     assert read == [value.decode() for value in values] and raw.account.faults == []
 
 
+def test_the_recount_passes_over_markers_and_aborted_records_and_counts_them_as_holes(
+    settings: Settings, client: KafkaAdminClient, stream: Stream
+) -> None:
+    kafka.ensure_topics(settings, [stream])
+    producer = KafkaProducer(
+        bootstrap_servers=settings.kafka_bootstrap_servers, transactional_id=f"tests-{stream.topic}"
+    )
+    producer.init_transactions()
+    for values, commits in (((b"0", b"1"), True), ((b"x", b"y", b"z"), False), ((b"2",), True), ((b"w",), False)):
+        producer.begin_transaction()
+        for value in values:
+            producer.send(stream.topic, value=value, partition=1)
+        producer.flush(timeout=30)
+        if commits:
+            producer.commit_transaction()
+        else:
+            producer.abort_transaction()
+    producer.close()
+    reader = kafka.consumer(settings)
+    deadline = time.monotonic() + 20
+    while (told := reader.state([stream.topic])[stream.topic]).partitions[1].end < 11 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    reader.close()
+    raw = RawLog(settings, {stream.topic: {told.id: {"1": 11}}})
+    read = [
+        pair
+        for _, rows in raw.chunks()
+        for pair in zip(rows["offset"].to_pylist(), rows["value"].to_pylist(), strict=True)
+    ]
+    assert read == [(0, "0"), (1, "1"), (7, "2")]
+    assert raw.account.faults == [] and raw.account.holes == {(stream.topic, told.id, "1"): 8}
+
+
 def test_an_open_transaction_is_not_the_end_and_its_marker_is_an_offset(
     settings: Settings, client: KafkaAdminClient, stream: Stream
 ) -> None:

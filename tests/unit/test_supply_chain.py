@@ -147,6 +147,9 @@ def test_the_list_of_licences_says_what_the_packages_say(bill: dict[str, Any]) -
         for said in by_name[name]["licenses"]:
             word = said.get("expression") or said["license"].get("id") or said["license"]["name"]
             vague = {"License :: OSI Approved :: BSD License": "BSD-3-Clause"}
+            vague |= {
+                "License :: OSI Approved :: GNU Lesser General Public License v2 or later (LGPLv2+)": "LGPL-2.1-or-later"
+            }
             vague |= {"License :: OSI Approved :: Apache Software License": "Apache-2.0"}
             assert vague.get(word, word) == licence, name
 
