@@ -115,7 +115,8 @@ async def report_rows(service: Service, domain: Domain, report: Report, params: 
 
 def _checks(entry: Mapping[str, Any]) -> dict[str, Any]:
     """What the checks of a report said: its status, the version of its rows, since which version it is held, and why."""
-    return {name: entry.get(name) for name in ("status", "version", "held_since", "failed_checks")}
+    said = {name: entry.get(name) for name in ("status", "version", "held_since", "failed_checks")}
+    return said | ({"error": entry["error"]} if entry.get("error") else {})
 
 
 def _report(snapshot: Snapshot, report: Report) -> pa.Table:

@@ -296,6 +296,7 @@ def _taken_away(fs: Hdfs, domain: str, version: int) -> bool:
     """Delete a version, unless it is chosen at this very moment: whoever chooses looks afterwards whether it is still there."""
     folder = versions.folder(domain, version)
     doomed = f"{STAGING}/pruned-{domain}-{version}-{utc_now():%Y%m%dT%H%M%S%f}"
+    fs.mkdirs(STAGING)
     try:
         fs.rename(folder, doomed)
     except FileNotFoundError:

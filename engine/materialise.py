@@ -17,7 +17,7 @@ import dataclasses
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,7 +38,7 @@ from engine.query import open_database
 from engine.replica import manifest_of, snapshot_of
 from engine.settings import SettingsError, add_flags, environment, from_args
 from engine.snapshot import Loader, Snapshot, fallen, nothing
-from engine.store import MANIFEST, NO_DIGEST, Place, Pointer, Run, Version
+from engine.store import MANIFEST, NO_DIGEST, Place, Pointer, Run, Torn, Version
 from engine.versions import VersionUnknown, definition_followed, definition_of
 
 # Readers may still be busy with what the pointer named so long ago; a cursor holds its snapshot for 5 minutes.
@@ -241,7 +241,12 @@ class Materialiser:
         self.loader.current = None  # else rows that only a pointer stood for would be published after it is gone
         if pointer is None or pointer.definition_hash != self.domain.definition_hash:
             return
-        manifest, empty = manifest_of(self.writer.store, pointer), nothing(self.domain)
+        try:
+            manifest, empty = manifest_of(self.writer.store, pointer), nothing(self.domain)
+        except Torn:
+            if self.writer.look() == pointer:
+                raise
+            return self._begin()  # another writer moved it, and what it named was deleted, while we read
         self.loader.current = snapshot_of(pointer, self.domain, manifest, empty, empty, {})
 
     def _refuse_another_cluster(self, pointer: Pointer) -> None:
@@ -280,6 +285,19 @@ class Materialiser:
             self._begin()
 
 
+def step_all(writers: Iterable[Materialiser]) -> bool:
+    """One step of every domain, also of those after one that fails; True if a pointer moved. Raises the first failure."""
+    moved, failed = False, None
+    for writer in writers:
+        try:
+            moved = writer.step() or moved
+        except Exception as error:  # the other domains go on
+            failed = failed or error
+    if failed:
+        raise failed
+    return moved
+
+
 def _no_keys() -> pa.Table:
     """A replica remembers no unique keys: they are the stream's alone."""
     return pa.Table.from_pylist([], pa.schema(list(chains.KEYS_TYPE)))
@@ -302,8 +320,7 @@ def main(argv: list[str] | None = None) -> int:
         writers = [Materialiser(fs, domain, Writer(store, domain.name), open_database()) for domain in chosen]
         _log.info("materialising", domains=[domain.name for domain in chosen], keyspace=settings.cassandra_keyspace)
         while not stop:
-            moved = [writer.step() for writer in writers]
-            if not any(moved):
+            if not step_all(writers):
                 stop.sleep(settings.serving_poll_ms / 1000)
         store.close()
     return 0

@@ -40,7 +40,14 @@ def check(query: Query, rows: int) -> None:
 
 
 def request(domain: Domain, query: Query, coverage: Mapping[str, Any]) -> bytes:
-    """Return what the recount reads: the query in the client's own words, the definition it is of, and the coverage."""
+    """Return what the recount reads: the query in the client's own words, the definition it is of, and the coverage.
+
+    Raises Problem 503 where the recount would read the events otherwise than the layers did.
+    """
+    if not domain.is_of_this_code:
+        raise Problem(
+            503, f"made by code of another version; run batch_layer.py --domain {domain.name}", retry_after=60
+        )
     shape, view = query.shape, query.view
     assert shape and view
     short = {name: text for text, name in EVERY.items()}

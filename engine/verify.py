@@ -245,7 +245,12 @@ def judge_each(
 def definition(settings: Settings, domain: Domain, version: int) -> Domain:
     """Return the domain as a version's manifest defines it; the given one for version 0, and for a version that was pruned."""
     said = definition_in_manifest(settings, domain.name, version) if version else None
-    return Domain.from_json(said) if said else domain
+    stored = Domain.from_json(said) if said else domain
+    if not stored.is_of_this_code:
+        _say(
+            f"{domain.name}: version {version} was made by code that read or folded events otherwise than this code does"
+        )
+    return stored
 
 
 def live(settings: Settings, domain: Domain, base: str, view: str | None) -> tuple[list[Difference], int]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,9 +13,9 @@ import pytest
 from pyspark.sql import SparkSession
 
 import batch_layer
-from engine import build, derived, domain, settings, versions
+from engine import build, derived, settings, versions
 from engine import chain as chains
-from engine.domain import Domain, Report, count
+from engine.domain import Domain, Report
 from engine.events import typed_root
 from engine.hdfs import HdfsUnavailable
 from engine.log import MASTER, MasterWentBack, segment_path
@@ -25,7 +23,8 @@ from engine.metrics import BatchMetrics
 from engine.plan import planned
 from engine.versions import Manifest, VersionUnknown
 from tests.unit.localfs import LocalFs
-from tests.unit.test_reports import BUSIEST, DEAREST, ORDERS, SHOP, SHOPS, ingest, newest, rows
+from tests.unit.serving_data import parquet
+from tests.unit.test_reports import BUSIEST, ORDERS, SHOP, SHOPS, ingest, rows
 
 Run = Callable[..., Manifest]
 
@@ -71,16 +70,16 @@ def part_of(fs: LocalFs, version: int, name: str) -> str:
 
 
 def test_the_number_of_a_version_deleted_by_hand_never_comes_back(fs: LocalFs, run: Run) -> None:
-    for at in range(3):
+    for at in range(2):
         ingest(fs, at, ("north", 1))
         assert run().version == at + 1
-    fs.delete(versions.folder("tiny", 3), recursive=True)
+    fs.delete(versions.folder("tiny", 2), recursive=True)
     made = run()
-    assert (made.version, made.parent, made.events) == (4, 2, 3)
+    assert (made.version, made.parent, made.events) == (3, 1, 2)
     fs.delete(versions.VERSIONS, recursive=True)
     made = run()
-    assert (made.version, made.parent, made.events) == (5, 0, 3)
-    assert [e.name for e in fs.list(f"{versions.TAKEN_VERSIONS}/tiny")] == ["0000000005"], "only the newest is kept"
+    assert (made.version, made.parent, made.events) == (4, 0, 2)
+    assert [e.name for e in fs.list(f"{versions.TAKEN_VERSIONS}/tiny")] == ["0000000004"], "only the newest is kept"
 
 
 def test_of_two_runs_with_one_number_one_wins_even_where_its_version_was_deleted_since(
@@ -167,53 +166,6 @@ def test_a_changed_rule_does_not_change_the_digest(fs: LocalFs, run: Run) -> Non
     assert (after.version, after.events, after.digests) == (2, 1, before.digests)
 
 
-# Prune -----------------------------------------------------------------------------------------------------------------
-
-
-def test_prune_keeps_the_rows_of_a_report_that_a_pinned_version_shows(fs: LocalFs, run: Run) -> None:
-    ingest(fs, 0, ("north", 1))
-    run()
-    ingest(fs, 1, ("north", 200))  # the report is held back from version 2 on
-    assert run().reports["dearest"]["version"] == 1
-    versions.choose(fs, "tiny", 2, follow=False)
-    for at in range(2, 6):
-        ingest(fs, at, ("north", 1))
-        run(replace(SHOP, reports=(replace(DEAREST, checks={}), BUSIEST)))
-    assert versions.numbers(fs, "tiny") == [1, 2, 5, 6]
-    assert [str(row["price"]) for row in rows(fs, 1, "dearest")] == ["1.00"]
-
-
-def test_a_version_that_is_chosen_while_it_is_pruned_stays_or_is_refused(
-    fs: LocalFs, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for at in range(4):
-        ingest(fs, at, ("north", 1))
-        run(replace(SHOP, reports=(BUSIEST,)))
-    assert versions.numbers(fs, "tiny") == [3, 4]
-    rename = fs.rename
-
-    def chosen_first(source: str, target: str) -> None:
-        if source == versions.folder("tiny", 3):
-            monkeypatch.setattr(fs, "rename", rename)
-            versions.choose(fs, "tiny", 3, follow=False)
-        rename(source, target)
-
-    monkeypatch.setattr(fs, "rename", chosen_first)
-    build.prune(fs, SHOP, 1)  # type: ignore[arg-type]
-    assert versions.numbers(fs, "tiny") == [3, 4]
-
-    def pruned_meanwhile(source: str, target: str) -> None:
-        rename(source, target)
-        if target.startswith(versions.SERVED):
-            fs.delete(versions.folder("tiny", 4), recursive=True)
-
-    monkeypatch.setattr(fs, "rename", pruned_meanwhile)
-    with pytest.raises(VersionUnknown, match="version 4 was pruned meanwhile; there are 3"):
-        versions.choose(fs, "tiny", 4, follow=False)
-    chosen = versions.choice(fs, "tiny")
-    assert chosen and chosen.version == 3
-
-
 # Topics that leave -----------------------------------------------------------------------------------------------------
 
 RETURNS = replace(ORDERS, topic="returns")
@@ -262,43 +214,36 @@ def test_a_topic_of_the_definition_that_lost_rows_still_stops_the_run(fs: LocalF
 # Reports that raise, domains that fail ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("sql", "why"),
-    [
-        (
-            "SELECT shop, sum(9223372036854775807 * CAST(price AS BIGINT)) AS price FROM orders GROUP BY shop",
-            "OVERFLOW",
-        ),
-        ("SELECT shop, 1 / (price - price) AS price FROM orders", "DIVIDE_BY_ZERO"),
-        ("SELECT shop, no_such_column AS price FROM orders", "UNRESOLVED_COLUMN"),
-        ("SELEC shop", "PARSE_SYNTAX_ERROR"),
-        ("SELECT shop, raise_error('by hand') AS price FROM orders", "by hand"),
-    ],
-)
-def test_a_report_that_raises_is_held_back_with_its_error_as_reason(fs: LocalFs, run: Run, sql: str, why: str) -> None:
+BROKEN = {
+    "overflows": (
+        "SELECT shop, sum(9223372036854775807 * CAST(price AS BIGINT)) AS p FROM orders GROUP BY shop",
+        "OVERFLOW",
+    ),
+    "divides": ("SELECT shop, 1 / (price - price) AS p FROM orders", "DIVIDE_BY_ZERO"),
+    "misspelt": ("SELECT shop, no_such_column AS p FROM orders", "UNRESOLVED_COLUMN"),
+    "no_sql": ("SELEC shop", "PARSE_SYNTAX_ERROR"),
+    "raises": ("SELECT shop, raise_error('by hand') AS p FROM orders", "by hand"),
+    "reads_another": ("SELECT shop FROM divides", "DIVIDE_BY_ZERO"),
+}
+
+
+def test_a_report_that_raises_is_held_back_with_its_error_as_reason(fs: LocalFs, run: Run) -> None:
     ingest(fs, 0, ("north", 2), ("south", 2))
-    good = run()
-    reads_it = Report("reads_it", ("shop",), "SELECT shop FROM dearest")
-    broken = replace(SHOP, reports=(Report("dearest", ("shop",), sql), reads_it, BUSIEST))
-    made = run(broken)
-    held = made.reports["dearest"]
-    assert (made.version, made.events, held["status"], held["version"], held["held_since"]) == (2, 2, "held", 1, 2)
-    assert why in held["error"]
-    assert made.reports["busiest"]["status"] == "ok" and made.reports["reads_it"]["status"] == "held"
-    assert fs.list(f"{versions.folder('tiny', 2)}/dearest") == [] and len(rows(fs, 1, "dearest")) == 2
-    said = versions.held_back(made)["dearest"]
-    assert said.startswith("held back since version 2, version 1 of it is served; it fails: ") and why in said
-    ingest(fs, 2, ("north", 2))
-    mended = run(replace(SHOP, reports=(replace(DEAREST, checks={}), BUSIEST)))
-    assert (
-        mended.reports["dearest"]["status"] == "ok" and "error" not in mended.reports["dearest"] and good.version == 1
-    )
-
-
-def test_a_check_that_raises_holds_its_report_back(fs: LocalFs, run: Run) -> None:
-    ingest(fs, 0, ("north", 2))
-    made = run(replace(SHOP, reports=(replace(DEAREST, checks={"c": "SELECT 1 / 0 > 1 FROM report"}),)))
-    assert made.reports["dearest"]["status"] == "held" and "DIVIDE_BY_ZERO" in made.reports["dearest"]["error"]
+    sound = [Report(name, ("shop",), "SELECT shop, price AS p FROM orders") for name in BROKEN]
+    run(replace(SHOP, reports=(*sound, BUSIEST)))
+    broken = [Report(name, ("shop",), sql) for name, (sql, _) in BROKEN.items()]
+    checked = Report("checked", ("shop",), "SELECT shop FROM orders", checks={"c": "SELECT 1 / 0 > 1 FROM report"})
+    made = run(replace(SHOP, reports=(*broken, checked, BUSIEST)))
+    assert (made.version, made.events, made.reports["busiest"]["status"]) == (2, 2, "ok")
+    for name, (_, why) in BROKEN.items():
+        held = made.reports[name]
+        assert (held["status"], held["version"], held["held_since"]) == ("held", 1, 2) and why in held["error"]
+        assert fs.list(f"{versions.folder('tiny', 2)}/{name}") == [] and len(rows(fs, 1, name)) == 2
+        said = versions.held_back(made)[name]
+        assert said.startswith("held back since version 2, version 1 of it is served; it fails: ") and why in said
+    assert made.reports["checked"]["version"] is None and "DIVIDE_BY_ZERO" in made.reports["checked"]["error"]
+    mended = run(replace(SHOP, reports=(*sound, BUSIEST)))
+    assert {(entry["status"], "error" in entry) for entry in mended.reports.values()} == {("ok", False)}
 
 
 def test_a_service_that_is_away_is_no_fault_of_a_report(fs: LocalFs, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -396,73 +341,26 @@ def test_a_damaged_manifest_is_set_aside_and_the_next_version_is_built_on_anothe
     assert run().version == 3 and aside(run) == 0
 
 
-@pytest.mark.parametrize("how", ["cut", "gone", "fewer rows", "garbled page"])
-def test_damaged_rows_of_the_parent_are_set_aside_and_folded_anew(fs: LocalFs, run: Run, how: str) -> None:
+def test_damaged_rows_of_the_parent_are_set_aside_and_folded_anew(fs: LocalFs, run: Run) -> None:
     ingest(fs, 0, ("north", 1), ("south", 1))
-    run()
-    path = part_of(fs, 1, "shop_orders")
-    if how == "cut":
-        garble(fs, path)
-    elif how == "gone":
+    entry = run().views["shop_orders"]
+    folder, path = f"{versions.folder('tiny', 1)}/shop_orders", part_of(fs, 1, "shop_orders")
+    data, table = fs.read(path), fs.open_parquet(path).read()
+    for broken in (data[:-9], parquet(table.slice(0, 1)), None):
         fs.delete(path)
-    elif how == "fewer rows":
-        from tests.unit.serving_data import parquet
-
-        table = fs.open_parquet(path).read().slice(0, 1)
-        fs.delete(path)
-        fs.create(path, parquet(table))
-    else:
-        data = bytearray(fs.read(path))
-        data[4:40] = b"\xff" * 36
-        fs.delete(path)
-        fs.create(path, bytes(data))
-        for entry in fs.list(path.rpartition("/")[0]):
-            if entry.name.endswith(".crc"):
-                fs.delete(entry.path)
+        if broken is not None:
+            fs.create(path, broken)
+        with pytest.raises(build.VersionDamaged):
+            build._check_files(fs, folder, entry)  # type: ignore[arg-type]
+    fs.create(path, data[:4] + b"\xff" * 36 + data[40:])  # only Spark sees that
+    build._check_files(fs, folder, entry)  # type: ignore[arg-type]
+    for file in fs.list(folder):
+        if file.name.endswith(".crc"):
+            fs.delete(file.path)
     ingest(fs, 2, ("south", 1))
     made = run()
-    assert (made.version, made.parent, made.events) == (2, 0, 3)
+    assert (made.version, made.parent, made.events, aside(run)) == (2, 0, 3, 1)
     assert rows(fs, 2, "shop_orders") == [{"shop": "north", "orders": 1}, {"shop": "south", "orders": 2}]
-
-
-@pytest.mark.parametrize("text", [b"", b"{", b"[1]", b'"x"', b"{}", b'{"version": "two"}', b"\xff\xfe"])
-def test_of_a_damaged_choice_the_one_before_it_counts_and_its_number_does_not_come_back(
-    fs: LocalFs, run: Run, text: bytes
-) -> None:
-    for at in range(2):
-        ingest(fs, at, ("north", 1))
-        run()
-    versions.choose(fs, "tiny", 1, follow=True)
-    versions.choose(fs, "tiny", 2, follow=False)
-    fs.delete(f"{versions.SERVED}/tiny/2.json")
-    fs.create(f"{versions.SERVED}/tiny/2.json", text)
-    chosen = versions.choice(fs, "tiny")
-    assert chosen and (chosen.number, chosen.version) == (1, 1)
-    ingest(fs, 2, ("north", 1))
-    assert (run().parent, aside(run)) == (2, 1)
-    assert [e.name.split("-")[0] for e in fs.list(f"{versions.SERVED}/tiny")] == ["1.json", "_damaged"]
-    assert versions.choose(fs, "tiny", 3, follow=True).number == 3
-
-
-def test_a_promoted_version_that_is_damaged_is_replaced_by_what_was_built_on_it(fs: LocalFs, run: Run) -> None:
-    for at in range(2):
-        ingest(fs, at, ("north", 1))
-        run()
-    versions.choose(fs, "tiny", 1, follow=True)
-    garble(fs, f"{versions.folder('tiny', 1)}/manifest.json")
-    ingest(fs, 2, ("north", 1))
-    assert (run().parent, newest(fs).events) == (2, 3)
-    versions.choose(fs, "tiny", 3, follow=False)
-    garble(fs, f"{versions.folder('tiny', 3)}/manifest.json")
-    with pytest.raises(VersionUnknown, match="version 3 was chosen to be served and is gone"):
-        run()
-
-
-def test_a_manifest_of_newer_code_is_read(fs: LocalFs, run: Run) -> None:
-    ingest(fs, 0, ("north", 1))
-    made = run()
-    said = {**json.loads(made.to_json()), "a field of tomorrow": 1}
-    assert versions.parsed(json.dumps(said).encode(), "").identity == made.identity
 
 
 def test_a_run_that_loses_a_file_on_its_way_lists_again_and_then_asks_to_be_restarted(
@@ -482,61 +380,6 @@ def test_a_run_that_loses_a_file_on_its_way_lists_again_and_then_asks_to_be_rest
     lost += [1] * 3
     with pytest.raises(build.RowsDiffer, match="a file went away"):
         run()
-
-
-# Code of another version -----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("number", ["DECODE_VERSION", "MEASURES_VERSION"])
-def test_a_stored_definition_keeps_its_hash_when_the_code_gets_another(
-    fs: LocalFs, run: Run, number: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ingest(fs, 0, ("north", 1))
-    old = run()
-    monkeypatch.setattr(domain, number, getattr(domain, number) + 1)
-    assert SHOP.definition_hash != old.definition_hash
-    for definition in (old.definition, without_hashes(old.definition)):  # as it was written before it held hashes
-        stored = versions.definition_of(replace(old, definition=definition))
-        assert stored.definition_hash == old.definition_hash and not stored.is_of_this_code
-        assert {s.topic: s.schema_hash for s in stored.streams} == old.schema_hashes
-        assert [v.definition_hash for v in stored.views] == [entry["hash"] for entry in old.views.values()]
-        assert stored.declared_anew() == SHOP and stored.declared_anew().definition_hash == SHOP.definition_hash
-    followed = versions.definition_followed(fs, SHOP)
-    assert followed.definition_hash == old.definition_hash
-    new = run()
-    assert (new.version, new.definition_hash, new.events) == (2, SHOP.definition_hash, 1)
-    assert versions.definition_followed(fs, SHOP).is_of_this_code
-    told = "\n".join(planned(fs, SHOP, old))  # type: ignore[arg-type]
-    assert ("its schema changed: the decoder" if number == "DECODE_VERSION" else "it changed: its arithmetic") in told
-
-
-def test_a_chosen_line_is_built_anew_by_code_that_reads_its_definition_otherwise(
-    fs: LocalFs, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ingest(fs, 0, ("north", 1))
-    run()
-    versions.choose(fs, "tiny", 1, follow=True)
-    monkeypatch.setattr(domain, "DECODE_VERSION", domain.DECODE_VERSION + 1)
-    other = replace(SHOP, views=(replace(SHOPS, measures={"orders": count(), "dear": count("price > 9")}),))
-    made = run(other)
-    assert (made.version, made.definition_hash) == (2, replace(SHOP).definition_hash)
-    assert list(versions.definition_of(made).view("shop_orders").measures) == ["orders"], "as the line declares it"
-
-
-def without_hashes(definition: dict[str, Any]) -> dict[str, Any]:
-    bare = {name: value for name, value in definition.items() if name != "hash"}
-    for part in ("streams", "views"):
-        bare[part] = [{name: value for name, value in one.items() if name != "hash"} for one in bare[part]]
-    return bare
-
-
-def test_a_definition_that_is_changed_after_it_was_stored_gets_a_hash_of_its_own() -> None:
-    stored = Domain.from_json(json.loads(json.dumps(SHOP.to_json())))
-    assert (
-        stored == SHOP
-        and stored.is_of_this_code
-        and dataclasses.replace(stored).definition_hash == SHOP.definition_hash
-    )
 
 
 # Chains ----------------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from engine import domain as declarations
 from engine import versions
 from engine.domain import count
 from engine.log import MASTER, covers
-from engine.materialise import PRUNE_SECONDS, STAND_BY_SECONDS, Materialiser, OtherCluster, Writer
+from engine.materialise import PRUNE_SECONDS, STAND_BY_SECONDS, Materialiser, OtherCluster, Writer, step_all
 from engine.query import open_database
 from engine.replica import Replica
 from engine.service import Service
@@ -379,3 +379,38 @@ def test_a_version_of_older_code_is_served_until_it_is_built_anew(
         service.poll()
     shown = service.loaders["shop"].current
     assert shown and (shown.manifest.version, shown.domain.definition_hash) == (2, SHOP.definition_hash)
+
+
+def test_a_domain_that_fails_stops_no_other_in_the_materialiser(world: World) -> None:
+    class Broken:
+        def step(self) -> bool:
+            raise OtherCluster("of this domain")
+
+    world.epochs(3)
+    world.now += 10
+    with pytest.raises(OtherCluster):
+        step_all([Broken(), world.materialiser])  # type: ignore[list-item]
+    assert Replica(world.store, SHOP, DATABASE).poll()
+
+
+def test_a_pointer_that_moves_while_it_is_read_is_read_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.epochs(3)
+    assert world.step()
+    read, moves = world.store.read, [1]
+
+    def moved(place: Any, item: int = 0) -> Any:
+        if moves:
+            moves.pop()
+            other = world.materialiser
+            world.epochs(5)
+            world.version(1, 4)
+            other.loader.relist_seconds = 0.0
+            world.now += 10
+            assert other.step()
+            world.store.drop(place)
+        return read(place, item)
+
+    monkeypatch.setattr(world.store, "read", moved)
+    world.start()
+    assert not moves and world.materialiser.loader.current
+    assert world.materialiser.loader.current.manifest.version == 1

@@ -14,11 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from engine import build, changes, versions
+from engine import domain as declarations
 from engine.domain import Domain, count, max_of
 from engine.plan import planned
 from engine.versions import Choice, Manifest, VersionUnknown
 from tests.unit.localfs import LocalFs
-from tests.unit.serving_data import ORIGINS, SHOP, end_of, events, write_version
+from tests.unit.serving_data import ORIGINS, SHOP, end_of, events, write_chain, write_version
 
 
 def a_version(number: int, line: int = 0, parent: int | None = None) -> Manifest:
@@ -210,3 +211,161 @@ def test_a_plan_says_what_would_be_rebuilt_and_why(fs: LocalFs) -> None:
     assert any("its schema changed: rules (new_rule)" in line for line in mended)
     assert any("all history, the schema of sales-topic changed" in line for line in mended)
     assert any("because of --full" in line for line in planned(fs, SHOP, parent, full=True))  # type: ignore[arg-type]
+
+
+# Deleted, damaged, pruned ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[1]", b'"x"', b"{}", b'{"version": "two"}', b"\xff\xfe"])
+def test_of_a_damaged_choice_the_one_before_it_counts_and_its_number_does_not_come_back(
+    fs: LocalFs, text: bytes
+) -> None:
+    put(fs, *KNOWN)
+    versions.choose(fs, "shop", 1, follow=True)
+    versions.choose(fs, "shop", 2, follow=False)
+    fs.delete(f"{versions.SERVED}/shop/2.json")
+    fs.create(f"{versions.SERVED}/shop/2.json", text)
+    chosen = versions.choice(fs, "shop")
+    assert chosen and (chosen.number, chosen.version) == (1, 1)
+    assert versions.set_aside(fs, "shop") == [f"{versions.SERVED}/shop/2.json"]
+    assert versions.set_aside(fs, "shop") == [] and versions.choice(fs, "shop") == chosen
+    fs.delete(versions.TAKEN_CHOICES, recursive=True)  # as on a system that has had none yet
+    assert versions.choose(fs, "shop", 3, follow=True).number == 3
+
+
+def test_a_choice_that_was_deleted_by_hand_does_not_give_its_number_back(fs: LocalFs) -> None:
+    """A store obeys a choice only where its number is newer than that of the last one it obeyed."""
+    put(fs, *KNOWN)
+    assert versions.choose(fs, "shop", 1, follow=False).number == 1
+    fs.delete(versions.SERVED, recursive=True)
+    assert versions.choose(fs, "shop", 2, follow=False).number == 2
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b'{"domain": "shop"}', b"\xff", a_version(4).to_json()])
+def test_a_damaged_manifest_is_left_out_by_readers_and_set_aside_by_its_owner(fs: LocalFs, text: bytes) -> None:
+    put(fs, a_version(1), a_version(2))
+    fs.create(f"{versions.folder('shop', 3)}/manifest.json", text)
+    assert numbers(versions.manifests(fs, "shop")) == [1, 2] and versions.followed(fs, SHOP).version == 2
+    assert versions.set_aside(fs, "shop") == [versions.folder("shop", 3)]
+    assert versions.numbers(fs, "shop") == [1, 2] and build.basis(fs, SHOP, False)[1:][1] == 4
+
+
+def test_a_promoted_version_that_is_damaged_is_replaced_by_what_was_built_on_it(fs: LocalFs) -> None:
+    put(fs, *KNOWN)
+    versions.choose(fs, "shop", 6, follow=True)
+    fs.delete(versions.folder("shop", 6), recursive=True)
+    assert versions.followed(fs, SHOP).version == 7
+    versions.choose(fs, "shop", 7, follow=False)
+    fs.delete(versions.folder("shop", 7), recursive=True)
+    with pytest.raises(VersionUnknown, match="version 7 was chosen to be served and is gone"):
+        versions.followed(fs, SHOP)
+
+
+def test_a_manifest_of_newer_code_is_read() -> None:
+    said = {**json.loads(a_version(1).to_json()), "a field of tomorrow": 1}
+    assert versions.parsed(json.dumps(said).encode(), "").identity == (1, "")
+
+
+def with_report(manifest: Manifest, shows: int) -> Manifest:
+    return dataclasses.replace(manifest, reports={"tops": {"status": "held", "version": shows, "files": ["f"]}})
+
+
+@pytest.mark.parametrize(
+    ("chosen", "started_from", "kept"),
+    [
+        (None, 0, [3, 7, 8]),  # 7 shows a report of 3
+        ((4, False), 0, [1, 3, 4, 7, 8]),  # and 4 one of 1
+        ((4, True), 0, [1, 3, 4, 7, 8]),
+        (None, 5, [2, 3, 5, 7, 8]),  # a chain starts from 5, which shows one of 2
+    ],
+)
+def test_prune_keeps_whatever_a_version_in_use_names(
+    fs: LocalFs, chosen: tuple[int, bool] | None, started_from: int, kept: list[int]
+) -> None:
+    put(fs, *(with_report(a_version(n), {4: 1, 5: 2, 7: 3}.get(n, n)) for n in range(1, 9)))
+    if chosen:
+        versions.choose(fs, "shop", *chosen)
+    if started_from:
+        write_chain(fs, SHOP, 1, started_from, {})
+    build.prune(fs, SHOP, 2)  # type: ignore[arg-type]
+    assert versions.numbers(fs, "shop") == kept
+
+
+def test_a_version_that_is_chosen_while_it_is_pruned_stays_or_is_refused(
+    fs: LocalFs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(fs, *(a_version(n) for n in (1, 2, 3)))
+    rename = fs.rename
+
+    def chosen_first(source: str, target: str) -> None:
+        if source == versions.folder("shop", 1):
+            monkeypatch.setattr(fs, "rename", rename)
+            versions.choose(fs, "shop", 1, follow=False)
+        rename(source, target)
+
+    monkeypatch.setattr(fs, "rename", chosen_first)
+    build.prune(fs, SHOP, 1)  # type: ignore[arg-type]
+    assert versions.numbers(fs, "shop") == [1, 3]
+
+    def pruned_meanwhile(source: str, target: str) -> None:
+        rename(source, target)
+        if target.startswith(f"{versions.SERVED}/"):
+            fs.delete(versions.folder("shop", 3), recursive=True)
+
+    monkeypatch.setattr(fs, "rename", pruned_meanwhile)
+    with pytest.raises(VersionUnknown, match="version 3 was pruned meanwhile; there are 1"):
+        versions.choose(fs, "shop", 3, follow=False)
+    chosen = versions.choice(fs, "shop")
+    assert chosen and chosen.version == 1
+
+
+# Code of another version -----------------------------------------------------------------------------------------------
+
+
+def without_hashes(definition: dict[str, Any]) -> dict[str, Any]:
+    """A definition as it was stored before it held hashes."""
+    bare = {name: value for name, value in definition.items() if name != "hash"}
+    for part in ("streams", "views"):
+        bare[part] = [{name: value for name, value in one.items() if name != "hash"} for one in bare[part]]
+    return bare
+
+
+def stored_version(fs: LocalFs) -> Manifest:
+    rows = events(Random(1), 50)
+    write_version(fs, SHOP, 1, rows, end_of(rows, ORIGINS))
+    schemas = {s.topic: s.schema_hash for s in SHOP.streams}
+    return dataclasses.replace(versions.followed(fs, SHOP), schema_hashes=schemas)
+
+
+@pytest.mark.parametrize("number", ["DECODE_VERSION", "MEASURES_VERSION"])
+def test_a_stored_definition_keeps_its_hashes_when_the_code_would_give_others(
+    fs: LocalFs, number: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = stored_version(fs)
+    monkeypatch.setattr(declarations, number, getattr(declarations, number) + 1)
+    assert SHOP.definition_hash != old.definition_hash
+    for definition in (old.definition, without_hashes(old.definition)):
+        stored = versions.definition_of(dataclasses.replace(old, definition=definition))
+        assert stored.definition_hash == old.definition_hash and not stored.is_of_this_code
+        assert {s.topic: s.schema_hash for s in stored.streams} == old.schema_hashes
+        assert [v.definition_hash for v in stored.views] == [entry["hash"] for entry in old.views.values()]
+        assert stored.declared_anew() == SHOP and stored.declared_anew().definition_hash == SHOP.definition_hash
+    assert versions.definition_followed(fs, SHOP).definition_hash == old.definition_hash
+    assert build.basis(fs, SHOP, False)[0].definition_hash == SHOP.definition_hash, "a run builds anew"
+    told = "\n".join(planned(fs, SHOP, old))  # type: ignore[arg-type]
+    assert ("its schema changed: the decoder" if number == "DECODE_VERSION" else "it changed: its arithmetic") in told
+
+
+def test_a_chosen_line_is_built_anew_by_code_that_reads_its_definition_otherwise(
+    fs: LocalFs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored_version(fs)
+    versions.choose(fs, "shop", 1, follow=True)
+    monkeypatch.setattr(declarations, "DECODE_VERSION", declarations.DECODE_VERSION + 1)
+    domain = build.basis(fs, changed_shop(), False)[0]
+    assert domain == SHOP and domain.definition_hash == SHOP.definition_hash, "as the line declares it"
+
+
+def test_a_definition_comes_back_as_it_was_stored() -> None:
+    stored = Domain.from_json(json.loads(json.dumps(SHOP.to_json())))
+    assert stored == SHOP and stored.is_of_this_code and stored.definition_hash == SHOP.definition_hash
