@@ -21,7 +21,16 @@ import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from engine.domain import FIELD_NAME, OTHER_FIELDS, Domain, Stream, decimal_of
+from engine.domain import (
+    FIELD_NAME,
+    FURTHER_FIELDS,
+    OTHER_FIELDS,
+    UNKNOWN_FIELDS,
+    Domain,
+    Stream,
+    decimal_of,
+    unknown_order,
+)
 from engine.measures import arrow_type
 
 MAX_DEPTH = 64
@@ -165,12 +174,15 @@ def _event(value: bytes | None) -> dict[str, Any] | None:
 
 def _unknown(events: list[dict[str, Any] | None], stream: Stream) -> pa.Array:
     known = stream.columns.keys()
-    found = [
-        None
-        if event is None or event.keys() <= known
-        else sorted({name if _FIELD.fullmatch(name) else OTHER_FIELDS for name in event.keys() - known})
-        for event in events
-    ]
+    found: list[list[str] | None] = []
+    for event in events:
+        if event is None or event.keys() <= known:
+            found.append(None)
+            continue
+        names = {name if _FIELD.fullmatch(name) else OTHER_FIELDS for name in event.keys() - known}
+        if len(names) > UNKNOWN_FIELDS:
+            names = {*sorted(names, key=unknown_order)[:UNKNOWN_FIELDS], FURTHER_FIELDS}
+        found.append(sorted(names))
     return pa.array(found, pa.list_(pa.string()))
 
 

@@ -12,13 +12,12 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from engine.domain import Domain
+from engine.domain import UNKNOWN_FIELDS, Domain
 from engine.log import EVENTS, LogReader, Partition, Partitions, Position, covers, offset_in, present_log
 from engine.snapshot import Snapshot
 
 # How many of Kafka's answers (one a second) are remembered to judge snapshots that a cursor still holds.
 REMEMBERED = 600
-UNKNOWN_FIELDS = 100  # per topic
 
 Ranges = dict[str, dict[str, dict[str, tuple[int, int]]]]
 
@@ -204,8 +203,8 @@ def ends(ranges: Ranges) -> Position:
 
 
 def _most(names: Mapping[str, int]) -> dict[str, int]:
-    """The most frequent names, so that no sender can make an answer endless."""
-    return dict(sorted(names.items(), key=lambda item: (-item[1], item[0]))[:UNKNOWN_FIELDS])
+    """The most frequent names first, at most as many as a manifest holds."""
+    return dict(sorted(names.items(), key=lambda item: (-item[1], item[0]))[: UNKNOWN_FIELDS + 1])
 
 
 def _each(where: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[tuple[str, str, str, Any]]:
