@@ -12,12 +12,13 @@ Writes   /data/events/<schema hash>/topic=/log=/partition=/<base>.parquet  typed
          /data/batch_views/<view>/part-*.parquet  plain copy of the newest version, for any reader
 Promises raw → decode → rules → duplicates → typed log; choose H, an epoch's end → fold the offsets below H → all views
          and reports in one directory rename. Of two runs at once one wins, the other says so and exits 0. Incremental,
-         --full and --full --typed give equal rows. A failed check holds back that report alone: the version is published,
-         its last good rows stay served, and a line on standard error names check and measured value.
+         --full and --full --typed give equal rows. A failed check or an error holds back that report alone: the version is
+         published, its last good rows stay served, and a line on standard error names check and measured value.
+         A domain that fails is told, and the next ones are run.
          Small old segments of both logs are merged, and what dead writers staged is deleted.
 Shows    /metrics and /health on :8085.
-Exit     0 done or nothing new; 1 a named fault, or, without --every, a report of the newest version is held back; 2 a wrong
-         setting; 75 start again.
+Exit     The worst of the domains': 0 done or nothing new; 1 a named fault, or a report of the newest version is held back;
+         2 a wrong setting; 75 start again. With --every 1 goes on, and 75 ends the process once every domain had its turn.
 """
 
 from __future__ import annotations
@@ -26,18 +27,20 @@ import argparse
 import sys
 import time
 from functools import partial
+from typing import Any
 
 import structlog
 from pyspark.sql import SparkSession
 
 import domains
-from engine import build, metrics, observe
+from engine import build, derived, metrics, observe, versions
+from engine.commit import OffsetGap, TooSlow
 from engine.compact import clean_staging, compact
 from engine.domain import DeclarationError, Domain
-from engine.events import RowsDiffer, extend_typed, forget_typed, typed_root
+from engine.events import RowsDiffer, extend_typed, forget_typed, spark_writer, typed_root
 from engine.hdfs import Hdfs, HdfsUnavailable
 from engine.horizon import choose_horizon
-from engine.log import MASTER, MasterWentBack, OffsetGap, covers
+from engine.log import MASTER, MasterWentBack
 from engine.plan import planned
 from engine.session import side_by_side, spark_session
 from engine.settings import Settings, SettingsError, add_flags, environment, from_args
@@ -45,6 +48,10 @@ from engine.versions import Manifest, VersionUnknown, held_back
 
 # A fresh system has nothing to fold yet; its first real version does not wait for a whole interval.
 EMPTY_SECONDS = 15.0
+# A run that meets a file that is gone lists again so often, before it asks to be started again.
+ATTEMPTS = 3
+FAULTS = (OffsetGap, MasterWentBack, VersionUnknown)
+RESTARTS = (observe.StartAgain, HdfsUnavailable, RowsDiffer, TooSlow)
 
 _log = structlog.get_logger("batch")
 
@@ -66,8 +73,10 @@ def run(
     Raises:
         StartAgain: the domain file has changed since this process read it, and newer code has made a version.
         VersionUnknown: the version that was chosen to be served is gone.
+        VersionDamaged: the version that this run built on was set aside.
     """
     started = time.monotonic()
+    shown.set_aside(domain.name, len(versions.set_aside(fs, domain.name)))
     domain, parent, number = build.basis(fs, domain, args.candidate)
     if again and parent.definition_hash != domain.definition_hash:
         raise observe.StartAgain(
@@ -75,7 +84,9 @@ def run(
         )
     if args.typed:
         forget_typed(fs, domain)
-    typed = side_by_side(*(partial(extend_typed, spark, fs, stream, settings.hdfs_url) for stream in domain.streams))
+    typed = side_by_side(
+        *(partial(extend_typed, fs, s, spark_writer(spark, s, settings.hdfs_url)) for s in domain.streams)
+    )
     rows = dict(zip(domain.topics, typed, strict=True))
     shown.typed(domain.name, rows)
     _log.info(
@@ -86,15 +97,12 @@ def run(
     if not parent.version and not build.any_rows(log):
         _log.info("no events yet", domain=domain.name)
         return parent
+    before = build.horizon_of(fs, parent, domain, log)
     if args.candidate:
-        horizon = parent.horizon  # beside the served version: what differs comes from the definition alone
+        horizon = before  # beside the served version: what differs comes from the definition alone
     else:
         chain, epochs = build.newest_chain(fs, domain)
-        horizon = choose_horizon(build.heads(log), parent.horizon, chain, epochs, build.utc_now())
-    if not covers(build.heads(log), parent.horizon):
-        raise MasterWentBack(
-            f"MASTER_WENT_BACK domain {domain.name}: version {parent.version} lies beyond the typed log; restore the master dataset"
-        )
+        horizon = choose_horizon(build.heads(log), before, chain, epochs, build.utc_now())
     same = (
         parent.version
         and horizon == parent.horizon
@@ -105,9 +113,14 @@ def run(
     if same and not args.full:
         _log.info("nothing new", domain=domain.name, version=parent.version, held=list(held_back(parent)))
     else:
-        newest = build.version(
-            spark, fs, domain, settings.hdfs_url, parent, horizon, log, args.full, number, args.candidate
-        )
+        try:
+            newest = build.version(
+                spark, fs, domain, settings.hdfs_url, parent, horizon, log, args.full, number, args.candidate
+            )
+        except build.VersionDamaged as damage:
+            derived.set_aside(fs, versions.folder(domain.name, parent.version), damage)
+            shown.set_aside(domain.name, 1)
+            raise
         if newest is None:
             _log.info("another run was first", domain=domain.name, version=number)
         else:
@@ -126,6 +139,18 @@ def run(
     return newest
 
 
+def run_listed_again(*work: Any, **more: Any) -> Manifest | None:
+    """A run that begins anew where a file was gone, or the version it built on was set aside; raises as `run` at last."""
+    for _ in range(ATTEMPTS - 1):
+        try:
+            with build.fresh_listing():
+                return run(*work, **more)
+        except RowsDiffer as reason:
+            _log.warning("once more", reason=str(reason)[:300])
+    with build.fresh_listing():
+        return run(*work, **more)
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_flags(parser, {"domain": (), "batch_interval": "--every", "keep_versions": ()})
@@ -137,9 +162,7 @@ def main(argv: list[str] | None = None) -> None:
         "--candidate", action="store_true", help="build a version beside the served one, at its horizon; not served"
     )
     parser.add_argument("--dry-run", action="store_true", help="tell what would be rebuilt and why; change nothing")
-    faults = (OffsetGap, MasterWentBack, VersionUnknown)
-    restarts = (observe.StartAgain, HdfsUnavailable, RowsDiffer)
-    with observe.exit_codes((SettingsError, DeclarationError), faults, restarts):
+    with observe.exit_codes((SettingsError, DeclarationError), FAULTS, RESTARTS):
         args = parser.parse_args(argv)
         settings = from_args(args)
         chosen = domains.named(settings.domain, environment())
@@ -148,33 +171,42 @@ def main(argv: list[str] | None = None) -> None:
         observe.start_logging(settings)
         stop = observe.Stop()
         fs = Hdfs(settings.hdfs_url, settings.hadoop_user_name)
+        codes = {0}
         if args.dry_run:
             for domain in chosen:
-                print("\n".join(planned(fs, *build.basis(fs, domain, args.candidate)[:2], args.full, args.typed)))
+                with observe.outcome(codes, FAULTS, RESTARTS):
+                    print("\n".join(planned(fs, *build.basis(fs, domain, args.candidate)[:2], args.full, args.typed)))
+            _leave(codes)
             return
         shown = metrics.BatchMetrics(chosen, settings.batch_interval)
         host, port = settings.metrics_host, settings.batch_metrics_port
         metrics.serve("batch", shown.registry, shown.health, host, port)
-        rounds, any_held = 0, False
+        rounds = 0
         while not stop:
             spark = spark_session("highwater-batch", settings)
             clean_staging(fs)
             empty = True
+            codes = {0}
             for domain in chosen:
-                with build.fresh_listing(), shown.run(domain.name):
-                    newest = run(spark, fs, domain, settings, args, shown, again=rounds > 0)
+                newest = None
+                with observe.outcome(codes, FAULTS, RESTARTS), shown.run(domain.name):
+                    newest = run_listed_again(spark, fs, domain, settings, args, shown, again=rounds > 0)
                 held = held_back(newest) if newest else {}
                 empty = empty and not (newest and newest.events)
                 for name, why in held.items():
                     print(f"held: {domain.name} report '{name}': {why}", file=sys.stderr)
-                any_held = any_held or bool(held)
+                codes |= {observe.EXIT_FAULT} if held else set()
             observe.stop_spark(spark)  # an executor that waits for the next round would take memory from other jobs
-            if not settings.batch_interval:
+            if not settings.batch_interval or observe.EXIT_AGAIN in codes:
+                _leave(codes)
                 break
             rounds += 1
             stop.sleep(min(settings.batch_interval, EMPTY_SECONDS) if empty else settings.batch_interval)
-        if any_held and not settings.batch_interval:
-            sys.exit(observe.EXIT_FAULT)
+
+
+def _leave(codes: set[int]) -> None:
+    if code := observe.worst(codes):
+        sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -5,32 +5,35 @@
 Reads    every topic of the domain from Kafka, as bytes; nothing is interpreted here.
 Writes   /data/master_dataset/topic=<T>/log=<L>/partition=<P>/<base offset, 20 digits>.parquet with the columns
          key, value, key_bytes, value_bytes, offset, timestamp, headers.
-Keeps    /checkpoints/ingest/<domain>, Spark's own notes; thrown away at every start, the heads on HDFS are the truth.
+         …/partition=<P>/_origin: where the partition begins, once and before anything else.
+Keeps    /checkpoints/ingest/<domain>/<process>, Spark's own notes, made anew at every start; the heads on HDFS are the truth.
 Promises source → trim to the head → stage → check → publish by a rename that refuses an existing name. A crash at any
-         line, a second writer or a lost checkpoint neither loses nor doubles a record. Offsets that Kafka deleted too
-         early, a replaced log and a compacted topic are refused by name; so is the hole that a transaction's marker leaves.
+         line, a second writer or a lost checkpoint neither loses nor doubles a record. Offsets without a record, such as a
+         transaction's marker, are counted as holes. Offsets that Kafka deleted too early, a replaced log and a compacted topic
+         are refused by name.
 Shows    /metrics and /health on :8083.
-Exit     0 stopped; 1 a named fault; 2 a wrong setting; 75 start again (HDFS or Kafka away, topic made anew).
+Exit     0 stopped; 1 a named fault; 2 a wrong setting; 75 start again (HDFS or Kafka away, topic made anew, anything unforeseen).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Mapping
 
 import structlog
-from pyspark.errors import StreamingQueryException
 from pyspark.sql import DataFrame, SparkSession
 
 import domains
 from engine import kafka, log, metrics, observe
-from engine.continuity import DataExpired, LogReplaced, check_continuity
+from engine.checkpoints import Checkpoint
+from engine.commit import OffsetGap, Piece, StartsAbove, TooSlow
+from engine.continuity import DataExpired, LogReplaced
 from engine.domain import DeclarationError, Domain
 from engine.hdfs import Hdfs, HdfsUnavailable
-from engine.log import MASTER, LogReader, OffsetGap, Piece
+from engine.log import MasterWentBack, Place, Range
+from engine.mirror import Mirror, Reading
 from engine.progress import Progress
 from engine.session import spark_session
 from engine.settings import Settings, SettingsError, add_flags, environment, from_args
@@ -49,6 +52,15 @@ RAW_COLUMNS = (
     "CAST(partition AS STRING) AS partition",
 )
 
+# Why a partition of a new log begins where it does.
+PROOFS = {
+    "continues": "Kafka's log is the one that was mirrored, it goes on at its head",
+    "cut": "Kafka's log is the one that was mirrored, cut short here; what HDFS holds above stays",
+    "other": "Kafka's log is another one, it is mirrored from its start",
+    "unproven": "Kafka no longer holds what could be compared",
+    None: "it is new",
+}
+
 _log = structlog.get_logger("ingest")
 
 
@@ -64,44 +76,33 @@ class Ingest:
         shown: metrics.QueryMetrics,
     ) -> None:
         self.spark, self.domain, self.settings, self.ending, self.shown = spark, domain, settings, ending, shown
-        self.fs = Hdfs(settings.hdfs_url, settings.hadoop_user_name)
-        self.reader = LogReader(self.fs)
-        self.admin, self.consumer = kafka.admin(settings), kafka.consumer(settings)
-        self.ids = kafka.topic_ids(self.admin, domain.topics)
-        self.logs = {topic: log.present_log(self.fs, topic, self.ids[topic]) for topic in domain.topics}
+        self.kafka = kafka.consumer(settings)
+        self.mirror = opened(domain, settings, self.kafka)
 
-    def heads(self) -> dict[tuple[str, str, str], int]:
-        """Ask HDFS for the head of every partition of the present logs; a partition without a segment has none."""
-        heads = self.reader.heads(self.domain.topics)
-        return {(t, lg, p): head for t, lg in self.logs.items() for p, head in heads[t].get(lg, {}).items()}
-
-    def check(self) -> None:
-        """Refuse to go on in a log that is not the one we mirrored."""
-        if kafka.topic_ids(self.admin, self.domain.topics) != self.ids:
-            raise observe.StartAgain(
-                f"a topic of {self.domain.name} was deleted or made anew; its log is closed, a new one begins"
-            )
-        ranges = kafka.log_ranges(self.consumer, self.domain.topics)
-        known = self.reader.partitions(self.domain.topics)
-        mirrored = {topic: known[topic].get(lg, {}) for topic, lg in self.logs.items()}
-        newest = {(t, int(p)): at.head - 1 for t, by in mirrored.items() for p, at in by.items() if at.head > at.origin}
-        records = kafka.records_at(self.consumer, newest)
-        for topic, partitions in mirrored.items():
-            check_continuity(self.fs, topic, partitions, ranges[topic], records, self.domain.name)
-
-    def starting_offsets(self) -> str:
-        """Return Spark's startingOffsets: the heads, or where the settings say for a log that was never seen."""
-        heads = self.heads()
-        unseen = -1 if self.settings.starting_offsets == "latest" else -2
-        ranges = kafka.log_ranges(self.consumer, self.domain.topics)
-        return json.dumps(
-            {
-                topic: {
-                    str(p): heads.get((topic, lg, str(p)), -2 if any(k[:2] == (topic, lg) for k in heads) else unseen)
-                    for p in ranges[topic]
-                }
-                for topic, lg in self.logs.items()
-            }
+    def start(self) -> object:
+        """Start the query at the heads."""
+        self.mirror.prove()
+        self.checkpoint = Checkpoint(self.mirror.fs, f"{CHECKPOINTS}/{self.domain.name}")
+        heads = {(topic, int(p)): head for (topic, _, p), head in self.mirror.heads().items()}
+        self.reading = Reading(self.mirror.fs, self.checkpoint.path, heads)
+        return (
+            self.spark.readStream.format("kafka")
+            .option("kafka.bootstrap.servers", self.settings.kafka_bootstrap_servers)
+            .option("subscribe", ",".join(self.domain.topics))
+            .option("startingOffsets", self.reading.starting_offsets())
+            .option("maxOffsetsPerTrigger", self.settings.max_offsets_per_trigger)
+            .option("failOnDataLoss", "true")
+            .option("includeHeaders", "true")
+            # Records of aborted transactions are none; an open transaction is waited for.
+            .option("kafka.isolation.level", "read_committed")
+            # A fetch at the end of the log blocks the consumer's next one for this long, partition after partition.
+            .option("kafka.fetch.max.wait.ms", "10")
+            .load()
+            .writeStream.queryName(f"ingest-{self.domain.name}")
+            .option("checkpointLocation", f"{self.settings.hdfs_url}{self.checkpoint.path}")
+            .trigger(processingTime=f"{int(self.settings.trigger_interval * 1000)} milliseconds")
+            .foreachBatch(self.micro_batch)
+            .start()
         )
 
     def micro_batch(self, rows: DataFrame, batch: int) -> None:
@@ -112,46 +113,34 @@ class Ingest:
             started = time.monotonic()
             attempts = 0
 
-            def stage(heads: Mapping[tuple[str, str, str], int], staging: str) -> list[Piece]:
+            def write(ranges: Mapping[Place, Range], staging: str) -> None:
                 nonlocal attempts
                 attempts += 1
-                return self.stage(rows, heads, staging)
+                self.write(rows, ranges, staging)
 
-            self.check()
+            planned = self.reading.planned(batch)
+            self.mirror.prove()
             if self.settings.show_previews:
                 rows.selectExpr("topic", "partition", "offset", "CAST(value AS STRING) AS value").show(5, truncate=100)
-            pieces = log.commit(
-                self.fs,
-                MASTER,
-                self.heads,
-                stage,
-                f"ingest-{self.domain.name}",
-            )
+            pieces = self.mirror.commit(planned, write, f"ingest-{self.domain.name}")
             self.report(batch, pieces, attempts - 1, started)
 
-    def stage(self, rows: DataFrame, heads: Mapping[tuple[str, str, str], int], staging: str) -> list[Piece]:
-        """Write the rows at or above the heads below `staging`, one file per partition, and read back what is there."""
-        trim = " ".join(f"WHEN '{t}/{p}' THEN offset >= {head}" for (t, _, p), head in heads.items())
-        fresh = rows.where(f"CASE concat(topic, '/', partition) {trim} ELSE true END") if trim else rows
-        staged = fresh.selectExpr(*RAW_COLUMNS).sortWithinPartitions("topic", "partition", "offset")
+    def write(self, rows: DataFrame, ranges: Mapping[Place, Range], staging: str) -> None:
+        """Write the rows of the given ranges below `staging`, one file per partition."""
+        wanted = " ".join(
+            f"WHEN '{topic}/{p}' THEN offset >= {start} AND offset < {end}"
+            for (topic, _, p), (start, end) in ranges.items()
+        )
+        chosen = rows.where(f"CASE concat(topic, '/', partition) {wanted} ELSE false END")
+        staged = chosen.selectExpr(*RAW_COLUMNS).sortWithinPartitions("topic", "partition", "offset")
         staged.write.partitionBy("topic", "partition").parquet(f"{self.settings.hdfs_url}{staging}")
-        pieces = log.staged_pieces(self.fs, staging, self.logs)
-        if kafka.topic_ids(self.admin, self.domain.topics) != self.ids:
-            raise observe.StartAgain(
-                f"a topic of {self.domain.name} was made anew while a micro-batch was read; nothing of it was committed"
-            )
-        return pieces
 
     def report(self, batch: int, pieces: list[Piece], lost: int, started: float) -> None:
-        heads = self.heads()
-        ends = {
-            topic: {int(p): head for (t, _, p), head in heads.items() if t == topic} for topic in self.domain.topics
-        }
-        kafka.publish_lag(self.admin, f"highwater.ingest.{self.domain.name}", ends)
-        rows = {
-            topic: sum(piece.end - piece.first for piece in pieces if piece.topic == topic)
-            for topic in self.domain.topics
-        }
+        ends: dict[str, dict[int, int]] = {topic: {} for topic in self.domain.topics}
+        for (topic, _, p), head in self.mirror.heads().items():
+            ends[topic][int(p)] = head
+        kafka.publish_lag(self.kafka.admin, f"highwater.ingest.{self.domain.name}", ends)
+        rows = {topic: sum(piece.rows for piece in pieces if piece.topic == topic) for topic in self.domain.topics}
         seconds = time.monotonic() - started
         self.shown.committed(self.domain.name, rows, len(pieces), ends, lost, seconds)
         _log.info(
@@ -163,54 +152,31 @@ class Ingest:
             ms=round(seconds * 1000),
         )
 
-    def start(self) -> object:
-        """Start the query at the heads."""
-        checkpoint = f"{CHECKPOINTS}/{self.domain.name}"
-        self.check()
-        self.fs.delete(checkpoint, recursive=True)
-        return (
-            self.spark.readStream.format("kafka")
-            .option("kafka.bootstrap.servers", self.settings.kafka_bootstrap_servers)
-            .option("subscribe", ",".join(self.domain.topics))
-            .option("startingOffsets", self.starting_offsets())
-            .option("maxOffsetsPerTrigger", self.settings.max_offsets_per_trigger)
-            .option("failOnDataLoss", "true")
-            .option("includeHeaders", "true")
-            # A fetch at the end of the log blocks the consumer's next one for this long, partition after partition.
-            .option("kafka.fetch.max.wait.ms", "10")
-            .load()
-            .writeStream.queryName(f"ingest-{self.domain.name}")
-            .option("checkpointLocation", f"{self.settings.hdfs_url}{checkpoint}")
-            .trigger(processingTime=f"{int(self.settings.trigger_interval * 1000)} milliseconds")
-            .foreachBatch(self.micro_batch)
-            .start()
+
+def opened(domain: Domain, settings: Settings, reader: kafka.Reader) -> Mirror:
+    """Return the raw logs of a domain, and what Kafka says of them."""
+    fs = Hdfs(settings.hdfs_url, settings.hadoop_user_name)
+    return Mirror(fs, reader, domain, settings.starting_offsets == "latest")
+
+
+def admit(args: argparse.Namespace, chosen: tuple[Domain, ...], settings: Settings) -> None:
+    """Carry out --accept-gap or --new-log; neither needs Spark."""
+    owner = next((domain for domain in chosen if args.new_log in domain.topics), None)
+    if args.new_log and owner is None:
+        raise SettingsError(
+            f"--new-log {args.new_log}: no such topic; known: {', '.join(t for d in chosen for t in d.topics)}"
         )
-
-
-def accept_gaps(ingest: Ingest) -> None:
-    """Commit a segment of zero rows for every range that Kafka deleted before it was ingested."""
-    ranges = kafka.log_ranges(ingest.consumer, ingest.domain.topics)
-    for (topic, lg, p), head in ingest.heads().items():
-        start = ranges[topic].get(int(p), (0, 0))[0]
-        if start <= head:
-            continue
-        last = ingest.reader.partitions([topic])[topic][lg][p].segments[-1]
-        data = log.gap_segment(head, start, ingest.fs.open_parquet(last.path).schema_arrow)
-        staged = f"{log.STAGING}/gap-{topic}-{lg}-{p}-{head}.parquet"
-        ingest.fs.delete(staged)
-        ingest.fs.create(staged, data)
-        target = log.segment_path(MASTER, topic, lg, p, head)
-        done = log.publish(ingest.fs, Piece(topic, lg, p, staged, head, start, len(data)), target)
-        print(
-            f"topic '{topic}' partition {p}: gap [{head}, {start}) {'accepted' if done else 'was committed by somebody else'}"
-        )
-
-
-def new_log(fs: Hdfs, topic: str, present: str) -> None:
-    """Close the present log of a topic; the next start goes on in a new one."""
-    stem, _, number = present.partition(".")
-    fs.mkdirs(f"{MASTER}/topic={topic}/log={stem}.{int(number or 1) + 1}")
-    print(f"topic '{topic}': log {present} is closed, {stem}.{int(number or 1) + 1} begins at the next start")
+    if owner is not None:
+        mirror = opened(owner, settings, kafka.consumer(settings))
+        closed = mirror.logs[args.new_log]
+        origins = mirror.new_log(args.new_log)
+        print(f"topic '{args.new_log}': log {closed} is closed, {log.next_log(closed)} begins:")
+        for p, origin in sorted(origins.items(), key=lambda item: int(item[0])):
+            print(f"  partition {p} at offset {origin.offset}: {PROOFS[origin.proof]}")
+    for domain in chosen if args.accept_gap else ():
+        for (topic, _, p), start, end, ours in opened(domain, settings, kafka.consumer(settings)).accept_gaps():
+            done = "accepted" if ours else "was committed by somebody else"
+            print(f"topic '{topic}' partition {p}: gap [{start}, {end}) {done}")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -225,8 +191,9 @@ def main(argv: list[str] | None = None) -> None:
         "--new-log", metavar="TOPIC", help="close the present log of a topic whose broker lost its data, then leave"
     )
     usage = (SettingsError, DeclarationError, kafka.TopicRefused)
-    faults = (DataExpired, LogReplaced, OffsetGap, StreamingQueryException)
-    with observe.exit_codes(usage, faults, (observe.StartAgain, HdfsUnavailable, kafka.KafkaUnreachable)):
+    faults = (DataExpired, LogReplaced, OffsetGap, MasterWentBack)
+    again = (observe.StartAgain, StartsAbove, TooSlow, HdfsUnavailable, kafka.KafkaUnreachable)
+    with observe.exit_codes(usage, faults, again):
         args = parser.parse_args(argv)
         settings = from_args(args)
         chosen = domains.named(settings.domain, environment())
@@ -244,28 +211,13 @@ def main(argv: list[str] | None = None) -> None:
         ingests = [Ingest(spark, domain, settings, ending, shown) for domain in chosen]
         queries = [ingest.start() for ingest in ingests]
         _log.info("started", domains=[domain.name for domain in chosen], every_seconds=settings.trigger_interval)
-        observe.await_queries(queries, ending, shown.life.beat)
+        try:
+            observe.await_queries(queries, ending, shown.life.beat)
+        finally:
+            for ingest in ingests:
+                ingest.checkpoint.close()
         _log.info("stopped")
         observe.stop_spark(spark)
-
-
-def admit(args: argparse.Namespace, chosen: tuple[Domain, ...], settings: Settings) -> None:
-    """Carry out --accept-gap or --new-log; neither needs Spark."""
-    fs = Hdfs(settings.hdfs_url, settings.hadoop_user_name)
-    for domain in chosen:
-        if args.accept_gap:
-            accept_gaps(Ingest(None, domain, settings, None, None))  # type: ignore[arg-type]
-        elif args.new_log in domain.topics:
-            new_log(
-                fs,
-                args.new_log,
-                log.present_log(fs, args.new_log, kafka.topic_ids(kafka.admin(settings), [args.new_log])[args.new_log]),
-            )
-            return
-    if args.new_log:
-        raise SettingsError(
-            f"--new-log {args.new_log}: no such topic; known: {', '.join(t for d in chosen for t in d.topics)}"
-        )
 
 
 if __name__ == "__main__":

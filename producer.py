@@ -328,5 +328,8 @@ def start_time(text: str) -> datetime:
 
 
 if __name__ == "__main__":
-    with exit_codes((SettingsError, DeclarationError, kafka.TopicRefused, OSError), (), (kafka.KafkaUnreachable,)):
+    no_such_file = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
+    with exit_codes(
+        (SettingsError, DeclarationError, kafka.TopicRefused, *no_such_file), (), (kafka.KafkaUnreachable,)
+    ):
         sys.exit(main())

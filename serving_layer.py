@@ -7,7 +7,7 @@ Writes:  nothing.
 Promise: one answer is made of one snapshot; coverage never goes back, except by a recorded rollback; an answer says
          up to which offset it is true (`as_of`), whether anything below is missing, and how old it is.
 
-Exit codes: 0 after SIGTERM (requests in flight get 10 s), 2 a wrong setting or a busy port.
+Exit codes: 0 after SIGTERM (requests in flight get 10 s), 2 a wrong setting or a busy port, 75 start again.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from engine.cassandra import SERVING_RETRY_SECONDS, Cassandra
 from engine.domain import DeclarationError
 from engine.hdfs import Hdfs
 from engine.notation import encode
-from engine.observe import EXIT_USAGE, start_logging
+from engine.observe import StartAgain, exit_codes, start_logging
 from engine.parameters import BadQuery, Params
 from engine.reply import Problem
 from engine.service import Service
@@ -143,7 +143,11 @@ def params(request: Request) -> Params:
 
 
 async def serve(app: FastAPI, settings: Settings, service: Service) -> None:
-    """Serve until SIGTERM or SIGINT, then let requests in flight finish."""
+    """Serve until SIGTERM or SIGINT, then let requests in flight finish.
+
+    Raises:
+        StartAgain: the server ended by itself.
+    """
     host, port = settings.serving_host, settings.serving_port
     server = Server(app, host, port, interface=Interfaces.ASGI, websockets=False, log_level=LogLevels.error)
     stop = asyncio.Event()
@@ -156,29 +160,29 @@ async def serve(app: FastAPI, settings: Settings, service: Service) -> None:
     server.stop()  # type: ignore[no-untyped-call]
     await asyncio.wait((serving,), timeout=DRAIN_SECONDS)
     service.stop()
+    if not stop.is_set():
+        reason = str(serving.exception()).splitlines()[0] if serving.done() else "it does not say why"
+        raise StartAgain(f"the server on {host}:{port} ended by itself: {reason}")
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_flags(parser, {"domain": "--domain", "serving_host": "--host", "serving_port": "--port"})
     parser.add_argument("--allow-remote", action="store_true", help="listen on an address that other machines reach")
-    args = parser.parse_args(argv)
-    try:
+    with exit_codes((SettingsError, DeclarationError), (), (StartAgain,)):
+        args = parser.parse_args(argv)
         settings = from_args(args)
         chosen = domains.named(settings.domain, environment())
-    except (SettingsError, DeclarationError) as error:
-        parser.exit(EXIT_USAGE, f"{error}\n")
-    if refusal := listen_refusal(settings.serving_host, settings.serving_port, args.allow_remote):
-        parser.exit(EXIT_USAGE, f"{refusal}\n")
-    start_logging(settings)
-    store = Cassandra.of(settings, SERVING_RETRY_SECONDS) if settings.serving_store == "cassandra" else None
-    service = Service(settings, chosen, Hdfs(settings.hdfs_url, settings.hadoop_user_name), store=store)
-    host, port = settings.serving_host, settings.serving_port
-    structlog.get_logger("serving_layer").info(
-        "serving", url=f"http://{host}:{port}/", domains=[d.name for d in chosen]
-    )
-    asyncio.run(serve(create_app(service), settings, service))
-    return 0
+        host, port = settings.serving_host, settings.serving_port
+        if refusal := listen_refusal(host, port, args.allow_remote):
+            raise SettingsError(refusal)
+        start_logging(settings)
+        store = Cassandra.of(settings, SERVING_RETRY_SECONDS) if settings.serving_store == "cassandra" else None
+        service = Service(settings, chosen, Hdfs(settings.hdfs_url, settings.hadoop_user_name), store=store)
+        structlog.get_logger("serving_layer").info(
+            "serving", url=f"http://{host}:{port}/", domains=[d.name for d in chosen]
+        )
+        asyncio.run(serve(create_app(service), settings, service))
 
 
 def listen_refusal(host: str, port: int, allow_remote: bool) -> str | None:
@@ -196,6 +200,11 @@ def listen_refusal(host: str, port: int, allow_remote: bool) -> str | None:
 
 
 if __name__ == "__main__":
-    status = main()
+    code: str | int | None = 0
+    try:
+        main()
+    except SystemExit as end:
+        code = end.code
+    sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(status)  # a thread may still wait for HDFS; nothing of ours is left to write
+    os._exit(int(code or 0))  # a thread may still wait for HDFS; nothing of ours is left to write

@@ -4,37 +4,41 @@
 
 Reads    every topic of the domain from Kafka, from the end of its chain; typed events, once, for the keys below it.
 Writes   /data/speed_views/<domain>/<chain>/<epoch, 12 digits>.parquet: the partials of all views and the unique keys.
-Keeps    /checkpoints/speed/<domain>, Spark's own notes; thrown away at every start, the chain is the truth.
+Keeps    /checkpoints/speed/<domain>/<process>, Spark's own notes, made anew at every start; the chain is the truth.
 Promises trim to the chain's end → decode → rules → duplicates → partial aggregates → one file, one rename. No Spark
          state, no watermark: late events land in their window. Two stream jobs, a crash at any line or a lost
          checkpoint neither lose nor double an event. It never writes for a version of another definition.
 Shows    /metrics and /health on :8084.
-Exit     0 stopped; 1 a named fault; 2 a wrong setting; 75 start again (definition_changed, HDFS or Kafka away).
+         What is damaged of its chains is set aside, and a new chain begun. A domain with a fault does not stop the others.
+Exit     0 stopped; 1 a named fault of every domain; 2 a wrong setting; 75 start again (definition_changed, HDFS or Kafka away, anything
+         unforeseen).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
 import structlog
-from pyspark.errors import StreamingQueryException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 import domains
 from engine import chain as chain_of
 from engine import fold, kafka, metrics, observe, versions
+from engine.checkpoints import Checkpoint
+from engine.commit import OffsetGap
 from engine.continuity import DataExpired, LogReplaced
 from engine.decode import decode_domain, decoded_columns
 from engine.domain import FRESH_ROWS, DeclarationError, Domain
 from engine.hdfs import Hdfs, HdfsUnavailable
-from engine.log import OffsetGap
+from engine.log import MasterWentBack
 from engine.measures import stored_ddl
+from engine.mirror import Reading
 from engine.progress import Progress
 from engine.quality import judged
 from engine.session import file_writer, spark_session
@@ -43,6 +47,10 @@ from engine.speed import NewChain, NextEpoch, SpeedLog
 from engine.versions import VersionUnknown
 
 CHECKPOINTS = "/checkpoints/speed"
+# A domain with a fault is left out, and tried again after so long, while the others go on.
+LEFT_OUT_SECONDS = 120.0
+FAULTS = (DataExpired, LogReplaced, OffsetGap, MasterWentBack, VersionUnknown)
+RESTARTS = (observe.StartAgain, HdfsUnavailable, kafka.KafkaUnreachable)
 
 _log = structlog.get_logger("stream")
 
@@ -59,7 +67,10 @@ class Speed:
         shown: metrics.QueryMetrics,
     ) -> None:
         self.spark, self.domain, self.settings, self.ending, self.shown = spark, domain, settings, ending, shown
-        self.log = SpeedLog.open(Hdfs(settings.hdfs_url, settings.hadoop_user_name), domain, settings)
+        kafka.ensure_topics(settings, domain.streams)
+        self.kafka = kafka.consumer(settings)
+        self.log = SpeedLog.open(Hdfs(settings.hdfs_url, settings.hadoop_user_name), domain, self.kafka)
+        shown.set_aside(domain.name, self.log.set_aside)
         self.write = file_writer(spark)
         fields = [
             (f"t{n}", ", ".join(f"`{c}`: {t}" for c, t in decoded_columns(s).items()))
@@ -75,13 +86,14 @@ class Speed:
             return
         with self.ending.watching():
             started = time.monotonic()
+            planned = self.reading.planned(batch)
             self.log.follow_versions()
             decoded = self.decode(rows).persist()
             typed = self.judge(decoded)
             positions = self.positions(typed)
             self.log.check_topics()
             lost = 0
-            while (epoch := self.log.next_epoch(positions)) is not None:
+            while (epoch := self.log.next_epoch(positions, planned)) is not None:
                 partials = self.partials(typed, epoch.trim, epoch.duplicates)
                 if self.log.append(epoch, partials, self.write):
                     self.report(batch, epoch, lost, started)
@@ -114,8 +126,8 @@ class Speed:
         return {topic: judged(rows, self.domain.stream(topic)) for topic, rows in own.items()}
 
     def positions(self, typed: dict[str, DataFrame]) -> pa.Table:
-        """Return topic, log, partition, offset, ukey, problem, event_time of every row, before duplicates are named."""
-        columns = ("topic", "log", "partition", "offset", "ukey", "problem", "event_time")
+        """Return what `SpeedLog.next_epoch` asks of every row, before duplicates are named."""
+        columns = ("topic", "log", "partition", "offset", "ukey", "problem", "event_time", "kafka_time", "crc")
         parts = [rows.select(*columns) for rows in typed.values()]
         union = parts[0]
         for part in parts[1:]:
@@ -153,7 +165,7 @@ class Speed:
             topic: {int(p): o for p, o in epoch.end.get(topic, {}).get(lg, {}).items()}
             for topic, lg in self.log.logs.items()
         }
-        kafka.publish_lag(self.log.admin, f"highwater.stream.{self.domain.name}", ends)
+        kafka.publish_lag(self.kafka.admin, f"highwater.stream.{self.domain.name}", ends)
         seconds = time.monotonic() - started
         self.shown.committed(self.domain.name, epoch.rows, 1, ends, lost, seconds)
         self.shown.epoch(self.domain.name, self.log.chain.number, epoch.number, epoch.counts)
@@ -169,39 +181,53 @@ class Speed:
 
     def start(self) -> Any:
         """Start the query at the chain's end."""
-        checkpoint = f"{CHECKPOINTS}/{self.domain.name}"
-        self.log.fs.delete(checkpoint, recursive=True)
+        self.checkpoint = Checkpoint(self.log.fs, f"{CHECKPOINTS}/{self.domain.name}")
+        self.reading = Reading(self.log.fs, self.checkpoint.path, self.log.next_offsets())
         return (
             self.spark.readStream.format("kafka")
             .option("kafka.bootstrap.servers", self.settings.kafka_bootstrap_servers)
             .option("subscribe", ",".join(self.domain.topics))
-            .option("startingOffsets", json.dumps(self.log.starting_offsets()))
+            .option("startingOffsets", self.reading.starting_offsets())
             .option("maxOffsetsPerTrigger", self.settings.stream_max_offsets_per_trigger)
             .option("failOnDataLoss", "true")
+            # Records of aborted transactions are none; an open transaction is waited for.
+            .option("kafka.isolation.level", "read_committed")
             # A fetch at the end of the log blocks the consumer's next one for this long, partition after partition.
             .option("kafka.fetch.max.wait.ms", "10")
             .load()
             .writeStream.queryName(f"stream-{self.domain.name}")
-            .option("checkpointLocation", f"{self.settings.hdfs_url}{checkpoint}")
+            .option("checkpointLocation", f"{self.settings.hdfs_url}{self.checkpoint.path}")
             .trigger(processingTime=f"{int(self.settings.stream_trigger_interval * 1000)} milliseconds")
             .foreachBatch(self.micro_batch)
             .start()
         )
 
 
+def opened(
+    spark: SparkSession,
+    fs: Hdfs,
+    domain: Domain,
+    settings: Settings,
+    ending: observe.Ending,
+    shown: metrics.QueryMetrics,
+    codes: set[int],
+) -> Speed | None:
+    """One domain's query before its start; None, told in one line, if it cannot be made now."""
+    with observe.outcome(codes, FAULTS, RESTARTS):
+        # A version is completed by epochs of its own definition, whatever the domain's file says by now.
+        return Speed(spark, versions.definition_followed(fs, domain), settings, ending, shown)
+    return None
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_flags(parser, ("domain", "stream_trigger_interval", "stream_max_offsets_per_trigger", "show_previews"))
-    usage = (SettingsError, DeclarationError, kafka.TopicRefused)
-    faults = (DataExpired, LogReplaced, OffsetGap, VersionUnknown, StreamingQueryException)
-    with observe.exit_codes(usage, faults, (observe.StartAgain, HdfsUnavailable, kafka.KafkaUnreachable)):
+    with observe.exit_codes((SettingsError, DeclarationError, kafka.TopicRefused), FAULTS, RESTARTS):
         settings = from_args(parser.parse_args(argv))
         chosen = domains.named(settings.domain, environment())
         observe.start_logging(settings)
         kafka.ensure_topics(settings, [stream for domain in chosen for stream in domain.streams])
-        # A version is completed by epochs of its own definition, whatever the domain's file says by now.
         fs = Hdfs(settings.hdfs_url, settings.hadoop_user_name)
-        chosen = tuple(versions.definition_followed(fs, domain) for domain in chosen)
         stop = observe.Stop()
         shown = metrics.QueryMetrics("stream", chosen, settings.stream_trigger_interval)
         host, port = settings.metrics_host, settings.stream_metrics_port
@@ -211,17 +237,67 @@ def main(argv: list[str] | None = None) -> None:
             "highwater-stream", settings, {"spark.sql.adaptive.enabled": "false", "spark.sql.shuffle.partitions": "2"}
         )
         spark.streams.addListener(Progress(shown))
+        left_out: dict[str, float] = {}
         while not stop:
-            ending = observe.Ending(stop)
-            speeds = [Speed(spark, domain, settings, ending, shown) for domain in chosen]
-            queries = [speed.start() for speed in speeds]
-            _log.info("started", chains={speed.domain.name: speed.log.chain.number for speed in speeds})
-            try:
-                observe.await_queries(queries, ending, shown.life.beat)
-            except NewChain as reason:
-                _log.info("new chain", reason=str(reason))
+            _run(spark, fs, chosen, settings, stop, shown, left_out)
         _log.info("stopped")
         observe.stop_spark(spark)
+
+
+def _run(
+    spark: SparkSession,
+    fs: Hdfs,
+    chosen: Sequence[Domain],
+    settings: Settings,
+    stop: observe.Stop,
+    shown: metrics.QueryMetrics,
+    left_out: dict[str, float],
+) -> None:
+    """Run the queries of all domains until the stop signal, or until all have to be started anew.
+
+    Args:
+        left_out: domain → when it is tried again.
+    """
+    ending, codes = observe.Ending(stop), {0}
+    speeds: list[Speed] = []
+    queries: list[Any] = []
+
+    def start_missing() -> None:
+        there, now = [speed.domain.name for speed in speeds], time.monotonic()
+        ready = []
+        for domain in chosen:
+            if domain.name in there or left_out.get(domain.name, now) > now:
+                continue
+            if speed := opened(spark, fs, domain, settings, ending, shown, codes):
+                ready.append(speed)
+                left_out.pop(domain.name, None)
+            else:
+                left_out[domain.name] = now + LEFT_OUT_SECONDS
+        queries.extend([speed.start() for speed in ready])
+        speeds.extend(ready)
+
+    def beat() -> None:
+        shown.life.beat()
+        start_missing()
+
+    start_missing()
+    if not speeds:
+        sys.exit(observe.worst(codes))
+    _log.info("started", chains={speed.domain.name: speed.log.chain.number for speed in speeds})
+    try:
+        observe.await_queries(queries, ending, beat)
+    except NewChain as reason:
+        _log.info("new chain", reason=str(reason))
+    except FAULTS:
+        failed = [speed for speed, query in zip(speeds, queries, strict=True) if query.exception()]
+        if len(failed) == len(speeds):
+            raise
+        with observe.outcome(codes, FAULTS, RESTARTS):
+            raise
+        left_out.update({speed.domain.name: time.monotonic() + LEFT_OUT_SECONDS for speed in failed})
+    finally:
+        for speed in speeds:
+            speed.checkpoint.close()
 
 
 if __name__ == "__main__":

@@ -87,11 +87,12 @@ def ledger(service: Service, params: Params) -> dict[str, Any]:
     """The balance of one domain, or of all; one without a version and epochs yet covers nothing."""
     names = none_but(params, "domain").get("domain")
     chosen = [service.domain(name) for name in names] if names else service.domains
-    now = service.clock()
+    now, bound = service.clock(), service.settings.ready_staleness or None
     told = []
     for domain in chosen:
         loader = service.loaders[domain.name]
-        told.append(service.watches[domain.name].ledger(loader.current or beginning(domain), now))
+        balance = service.watches[domain.name].ledger(loader.current or beginning(domain), now)
+        told.append({**balance, "max_staleness_seconds": bound})
     return {"domains": told}
 
 
@@ -363,6 +364,7 @@ class Measured:
         )
         gauges = {
             "staleness_seconds": ("Seconds since all of Kafka's ends were covered",),
+            "max_staleness_seconds": ("Beyond this staleness the domain is not ready; 0 = no bound",),
             "coverage_offsets": ("Sum of the offsets of the coverage",),
             "version": ("Batch version that is served",),
             "version_timestamp_seconds": ("When that version was made",),
@@ -401,6 +403,7 @@ class Measured:
         for source, heard in self._service.heard.items():
             self._silence.labels(source).set(now - heard)
         for name, loader in self._service.loaders.items():
+            self._gauges["max_staleness_seconds"].labels(name).set(self._service.settings.ready_staleness)
             # Before the first version and the first epoch nothing is covered, and everything lags.
             self._tell(name, self._service.watches[name].ledger(loader.current or beginning(loader.domain), now))
         return generate_latest(self._registry)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -16,7 +17,7 @@ from pyspark.sql import DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 
 from engine import chain as chain_of
-from engine import fold, versions
+from engine import derived, fold, versions
 from engine.chain import Chain, Epoch
 from engine.domain import (
     ALL_ROWS,
@@ -28,11 +29,22 @@ from engine.domain import (
     Stream,
     unknown_order,
 )
-from engine.events import Ranges, RowsDiffer, read_typed, typed_root
+from engine.events import Ranges, RowsDiffer, read_typed, torn, typed_root
 from engine.hdfs import Hdfs, HdfsUnavailable
-from engine.log import STAGING, LogReader, Partition, Partitions, Position, offset_in, position
+from engine.log import (
+    STAGING,
+    FileSystem,
+    LogReader,
+    MasterWentBack,
+    Partition,
+    Partitions,
+    Position,
+    covers,
+    offset_in,
+    position,
+)
 from engine.session import side_by_side
-from engine.versions import VIEWS, Manifest
+from engine.versions import VIEWS, Manifest, restricted
 
 # The digest of a partition is the sum over its rows of CRC-32(value) × (offset mod this prime + 1): it sees edited,
 # lost, doubled and swapped rows, and two ranges add up to their union.
@@ -41,7 +53,15 @@ DIGEST_PRIME = 1_000_003
 # How Spark says that a file is gone: while it reads, while it plans, and while it lists.
 GONE = ("FILE_NOT_EXIST", "PATH_NOT_FOUND", "java.io.FileNotFoundException")
 
+# SQLSTATEs of what a report's own SQL and data are to blame for: it divides by zero, overflows, is no SQL, raises an error.
+# A service that is away, a file that is gone and a task that was lost have others, or none.
+OWN_FAULT = re.compile(r"SQLSTATE: (21|22|42|P0)\w{3}")
+
 _log = structlog.get_logger("engine.build")
+
+
+class VersionDamaged(RowsDiffer):
+    """The rows of the version on which a run builds are not what its manifest says; the run sets it aside and builds on another."""
 
 
 def utc_now() -> datetime:
@@ -54,9 +74,13 @@ def fresh_listing() -> Iterator[None]:
     try:
         yield
     except (FileNotFoundError, PySparkException, Py4JJavaError) as error:
-        if not isinstance(error, FileNotFoundError) and not any(sign in str(error) for sign in GONE):
+        if not isinstance(error, FileNotFoundError) and not _is_gone(error):
             raise
         raise RowsDiffer(f"a file went away while it was read: {str(error).splitlines()[0][:300]}") from error
+
+
+def _is_gone(error: Exception) -> bool:
+    return any(sign in str(error) for sign in GONE)
 
 
 def basis(fs: Hdfs, domain: Domain, candidate: bool) -> tuple[Domain, Manifest, int]:
@@ -80,13 +104,50 @@ def basis(fs: Hdfs, domain: Domain, candidate: bool) -> tuple[Domain, Manifest, 
         _log.warning(
             "the file says otherwise", domain=domain.name, goes_by_version=parent.version, way_out="--candidate"
         )
-        domain = Domain.from_json(parent.definition)
-    return domain, parent, max((m.version for m in known), default=0) + 1
+        # The line keeps what was declared; where this code reads it otherwise, all is built anew under another hash.
+        domain = versions.definition_of(parent)
+        domain = domain if domain.is_of_this_code else domain.declared_anew()
+    return domain, parent, _next_number(fs, domain.name, chosen)
 
 
-def typed_log(fs: Hdfs, domain: Domain) -> Partitions:
-    """Return the typed partitions of every topic of a domain."""
-    return {s.topic: LogReader(fs, typed_root(s)).partitions([s.topic])[s.topic] for s in domain.streams}
+def _next_number(fs: Hdfs, domain: str, chosen: versions.Choice | None) -> int:
+    """Return a number that no version ever had: neither one that is there, nor one that something names, nor the newest taken."""
+    named = [chain.version for chain in chain_of.chains(fs, domain)] + ([chosen.version] if chosen else [])
+    taken = derived.newest_taken(fs, f"{versions.TAKEN_VERSIONS}/{domain}", f"{versions.VERSIONS}/{domain}")
+    return 1 + max([*versions.numbers(fs, domain), *named, taken])
+
+
+def horizon_of(fs: FileSystem, parent: Manifest, domain: Domain, log: Partitions) -> Position:
+    """Return where the parent stands in the topics that the domain has now.
+
+    Raises:
+        MasterWentBack: the raw log ends below it.
+        RowsDiffer: the typed log does: another run is making it again.
+    """
+    horizon = restricted(parent.horizon, domain.topics)
+    if covers(heads(log), horizon):
+        return horizon
+    if covers(heads(LogReader(fs).sound(domain.topics)), horizon):
+        raise RowsDiffer(
+            f"the typed log of {domain.name} ends below version {parent.version}: it was taken away to be made again"
+        )
+    raise MasterWentBack(
+        f"MASTER_WENT_BACK domain {domain.name}: version {parent.version} lies beyond the raw log; restore the master dataset"
+    )
+
+
+def typed_log(fs: FileSystem, domain: Domain) -> Partitions:
+    """Return the typed partitions of every topic of a domain.
+
+    Raises:
+        RowsDiffer: one of them does not begin where the raw log does, or has a hole.
+    """
+    typed = {s.topic: LogReader(fs, typed_root(s)).partitions([s.topic])[s.topic] for s in domain.streams}
+    raw = LogReader(fs).sound(domain.topics)
+    for topic in domain.topics:
+        if reason := torn(topic, raw[topic], typed[topic]):
+            raise RowsDiffer(f"the typed log of topic '{topic}' is being made again: {reason}")
+    return typed
 
 
 def any_rows(log: Partitions) -> bool:
@@ -124,6 +185,8 @@ def version(
 
     Raises:
         RowsDiffer: the typed log did not give the rows that were planned.
+        MasterWentBack: it gave other rows below the parent's horizon than those of which the parent was made.
+        VersionDamaged: the parent's rows cannot be added to.
     """
     staging = f"{STAGING}/version-{domain.name}-{number}-{utc_now():%Y%m%dT%H%M%S%f}"
     everything = {s.topic: _ranges(log[s.topic], s.topic, horizon, {}) for s in domain.streams}
@@ -160,6 +223,9 @@ def version(
     )
     fs.create(f"{staging}/manifest.json", built.to_json())
     fs.mkdirs(f"{versions.VERSIONS}/{domain.name}")
+    if not derived.take(fs, f"{versions.TAKEN_VERSIONS}/{domain.name}", number):
+        fs.delete(staging, recursive=True)
+        return None
     try:
         fs.rename(staging, versions.folder(domain.name, number))
     except FileExistsError:
@@ -177,14 +243,14 @@ def refresh_plain_folders(fs: Hdfs, domain: Domain) -> None:
     if not number:
         return
     for name, entry in manifest.views.items():
-        plain, marker = f"{VIEWS}/{name}", f"{VIEWS}/{name}/_version-{number:010d}"
-        if fs.status(marker):
+        plain, marker = f"{VIEWS}/{name}", f"_version-{number:010d}"
+        if _marked(fs, f"{plain}/{marker}", manifest):
             continue
         staged = f"{STAGING}/plain-{name}-{number}-{utc_now():%Y%m%dT%H%M%S%f}"
         fs.mkdirs(staged)
         for file in entry["files"]:
             fs.create(f"{staged}/{file}", fs.read(f"{versions.folder(domain.name, number)}/{name}/{file}"))
-        fs.create(f"{staged}/_version-{number:010d}", b"")
+        fs.create(f"{staged}/{marker}", manifest.created_at.encode())
         old = f"{STAGING}/plain-old-{name}-{utc_now():%Y%m%dT%H%M%S%f}"
         try:
             if fs.status(plain):
@@ -197,18 +263,28 @@ def refresh_plain_folders(fs: Hdfs, domain: Domain) -> None:
             fs.delete(staged, recursive=True)
 
 
+def _marked(fs: Hdfs, marker: str, manifest: Manifest) -> bool:
+    """True if the plain folder holds this version, and not another one of its number."""
+    try:
+        return fs.read(marker) == manifest.created_at.encode()
+    except FileNotFoundError:
+        return False
+
+
 def prune(fs: Hdfs, domain: Domain, keep: int) -> dict[str, int]:
-    """Delete versions beyond `keep` (none that is served or chosen, nor one a chain starts from) and epochs behind the oldest kept H."""
+    """Delete versions beyond `keep` and epochs behind the oldest kept H.
+
+    A version stays if it is served or chosen, if the newest chain starts from it, or if one that stays names it for a report.
+    """
     manifests = versions.manifests(fs, domain.name)
-    known = [m.version for m in manifests]
     chains = chain_of.chains(fs, domain.name)
     chosen = versions.choice(fs, domain.name)
-    in_use = {m.version for m in versions.allowed(manifests, chosen)[:1]} | {c.version for c in chains[-1:]}
-    in_use |= {chosen.version} if chosen else set()
-    wanted = in_use | {entry["version"] for m in manifests[-keep:] for entry in m.reports.values()}
-    gone = [number for number in known[:-keep] if number not in wanted]
-    for number in gone:
-        fs.delete(versions.folder(domain.name, number), recursive=True)
+    wanted = {m.version for m in [*manifests[-keep:], *versions.allowed(manifests, chosen)[:1]]}
+    wanted |= {c.version for c in chains[-1:]} | ({chosen.version} if chosen else set())
+    for manifest in reversed(manifests):  # what a version names is older than it
+        if manifest.version in wanted:
+            wanted |= {int(entry["version"] or 0) for entry in manifest.reports.values()}
+    gone = [m.version for m in manifests if m.version not in wanted and _taken_away(fs, domain.name, m.version)]
     kept = [m for m in manifests if m.version not in gone]
     pruned = {"versions": len(gone), "epochs": 0, "chains": 0}
     for number, chain in enumerate(chains):
@@ -223,6 +299,22 @@ def prune(fs: Hdfs, domain: Domain, keep: int) -> dict[str, int]:
             fs.delete(chain_of.epoch_path(domain.name, chain.number, epoch.number))
             pruned["epochs"] += 1
     return pruned
+
+
+def _taken_away(fs: Hdfs, domain: str, version: int) -> bool:
+    """Delete a version, unless it is chosen at this very moment: whoever chooses looks afterwards whether it is still there."""
+    folder = versions.folder(domain, version)
+    doomed = f"{STAGING}/pruned-{domain}-{version}-{utc_now():%Y%m%dT%H%M%S%f}"
+    try:
+        fs.rename(folder, doomed)
+    except FileNotFoundError:
+        return True  # another run prunes, too
+    chosen = versions.choice(fs, domain)
+    if chosen and chosen.version == version:
+        fs.rename(doomed, folder)
+        return False
+    fs.delete(doomed, recursive=True)
+    return True
 
 
 def _ranges(
@@ -262,7 +354,11 @@ def _ledger(
     since: Mapping[str, Ranges],
     full: bool,
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, str]]:
-    """Count the folded rows by problem and add up digests, per topic, log and partition; find the newest event time per topic."""
+    """Count the folded rows by problem and add up digests, per topic, log and partition; find the newest event time per topic.
+
+    Raises:
+        MasterWentBack: rows that the parent was made of are not those that are there now.
+    """
     frames = []
     for stream in domain.streams:
         rows = read_typed(spark, url, stream, log[stream.topic], since[stream.topic])
@@ -280,12 +376,18 @@ def _ledger(
     union = reduce(DataFrame.unionByName, frames)
     weighted = F.expr(f"CAST(crc AS DECIMAL(20,0)) * CAST(`offset` % {DIGEST_PRIME} + 1 AS DECIMAL(10,0))")
     newest_good = F.max(F.expr("CASE WHEN problem = 'good' THEN unix_micros(event_time) END"))
-    found = union.groupBy("topic", "log", "partition", "problem").agg(
+    # What was folded before is added up apart where it is folded again, and compared with what the parent says.
+    known = [row for s in domain.streams if not _continues(s, parent, full) for row in _ends(parent, s.topic)]
+    cases = " ".join(f"WHEN '{topic}/{lg}/{p}' THEN `offset` < {end}" for topic, lg, p, end in known)
+    place = "concat(topic, '/', log, '/', `partition`)"
+    below = F.expr(f"CASE {place} {cases} ELSE false END" if known else "false").alias("below")
+    found = union.groupBy("topic", "log", "partition", "problem", below).agg(
         F.count("*").alias("rows"), F.sum(weighted).alias("digest"), newest_good.alias("newest")
     )
     counts: dict[str, Any] = {}
     digests: dict[str, Any] = {}
     times: dict[str, str] = {}
+    before: dict[tuple[str, str, str], Decimal] = {}
     for stream in domain.streams:
         if _continues(stream, parent, full):
             times |= {stream.topic: parent.newest[stream.topic]} if stream.topic in parent.newest else {}
@@ -293,6 +395,9 @@ def _ledger(
                 counts.setdefault(stream.topic, {})[lg] = {p: dict(c) for p, c in by.items()}
                 digests.setdefault(stream.topic, {})[lg] = dict(parent.digests[stream.topic][lg])
     for row in found.collect():
+        if row.below:
+            at = (row.topic, row.log, row.partition)
+            before[at] = before.get(at, Decimal(0)) + row.digest
         of = counts.setdefault(row.topic, {}).setdefault(row.log, {}).setdefault(row.partition, {})
         of[row.problem] = of.get(row.problem, 0) + row.rows
         sums = digests.setdefault(row.topic, {}).setdefault(row.log, {})
@@ -300,7 +405,21 @@ def _ledger(
         if row.newest is not None:
             moment = datetime.fromtimestamp(row.newest / 1_000_000, UTC).isoformat(timespec="microseconds")
             times[row.topic] = max(moment, times.get(row.topic, moment))
+    for topic, lg, p, end in known:
+        said = parent.digests.get(topic, {}).get(lg, {}).get(p, "0")
+        if int(before.get((topic, lg, p), Decimal(0))) != int(said):
+            origin = log[topic][lg][p].origin if p in log[topic].get(lg, {}) else end
+            raise MasterWentBack(
+                f"MASTER_WENT_BACK topic '{topic}' log {lg} partition {p}: the rows [{origin}, {end}) are not those of which version "
+                f"{parent.version} was made; run --full --typed, and if it says the same restore the raw segments from a copy"
+            )
     return counts, digests, times
+
+
+def _ends(parent: Manifest, topic: str) -> list[tuple[str, str, str, int]]:
+    """Topic, log, partition and end of what the parent folded of a topic; empty where it has no digests of it."""
+    logs = parent.horizon.get(topic, {}) if topic in parent.digests else {}
+    return [(topic, lg, p, offset) for lg, by in logs.items() for p, offset in by.items()]
 
 
 def _unknown_fields(
@@ -368,15 +487,37 @@ def _write_view(
     continues = entry is not None and not full and entry["hash"] == view.definition_hash
     earlier = None
     if continues and entry and entry["files"]:
-        earlier = spark.read.parquet(
-            *(f"{url}{versions.folder(domain.name, parent.version)}/{name}/{file}" for file in entry["files"])
-        )
+        folder = f"{versions.folder(domain.name, parent.version)}/{name}"
+        _check_files(fs, folder, entry)
+        earlier = spark.read.parquet(*(f"{url}{folder}/{file}" for file in entry["files"]))
     fresh = fold.partials(spark, view, NEW_ROWS if continues else ALL_ROWS)
     rows = fold.merged(spark, view, earlier, fresh)
-    return {
-        "hash": view.definition_hash,
-        **_write(fs, rows.sortWithinPartitions(*view.keys) if view.keys else rows, url, f"{staging}/{name}"),
-    }
+    try:
+        written = _write(fs, rows.sortWithinPartitions(*view.keys) if view.keys else rows, url, f"{staging}/{name}")
+    except (PySparkException, Py4JJavaError) as error:
+        if earlier is not None and f"{folder}/" in str(error) and not _is_gone(error):
+            raise VersionDamaged(f"{folder}: {_first_line(error)}") from error
+        raise
+    return {"hash": view.definition_hash, **written}
+
+
+def _check_files(fs: Hdfs, folder: str, entry: Mapping[str, Any]) -> None:
+    """Raise VersionDamaged where the files of a view do not hold the rows that the manifest says; FileNotFoundError if it was pruned."""
+    try:
+        rows = sum(fs.open_parquet(f"{folder}/{file}").metadata.num_rows for file in entry["files"])
+    except ValueError as error:
+        raise VersionDamaged(f"{folder}: {error}") from error
+    except FileNotFoundError as error:
+        if fs.status(f"{folder.rpartition('/')[0]}/manifest.json") is None:
+            raise
+        raise VersionDamaged(f"{folder}: a file is gone: {error}") from error
+    if rows != entry["rows"]:
+        raise VersionDamaged(f"{folder}: {rows} rows in its files, the manifest says {entry['rows']}")
+
+
+def _first_line(error: Exception) -> str:
+    """What Spark's error says, without the trace."""
+    return str(error).strip().splitlines()[0][:300]
 
 
 def _write_reports(
@@ -385,23 +526,34 @@ def _write_reports(
     entries: dict[str, dict[str, Any]] = {}
     computed = []
     for report in domain.reports:
-        rows, failed = fold.report_rows(spark, report)
-        computed.append(rows)
-        last_good = parent.reports.get(report.name)
-        if failed:
-            _log.warning("report held back", domain=domain.name, report=report.name, failed_checks=failed)
-            held = {"held_since": number, **(last_good or {"rows": 0, "files": [], "bytes": 0, "version": None})}
-            entries[report.name] = {**held, "status": "held", "failed_checks": failed}
+        failed: dict[str, dict[str, Any]] = {}
+        error = None
+        try:
+            rows, failed = fold.report_rows(spark, report)
+            computed.append(rows)
+            written = {} if failed else _write(fs, rows, url, f"{staging}/{report.name}")
+        except (PySparkException, Py4JJavaError) as raised:
+            error = _own_fault(raised)
+            if error is None:
+                raise
+            fs.delete(f"{staging}/{report.name}", recursive=True)
+        if failed or error:
+            why = {"failed_checks": failed} | ({"error": error} if error else {})
+            _log.warning("report held back", domain=domain.name, report=report.name, **why)
+            last_good = parent.reports.get(report.name) or {"rows": 0, "files": [], "bytes": 0, "version": None}
+            kept = {name: value for name, value in last_good.items() if name != "error"}
+            entries[report.name] = {"held_since": number, **kept, "status": "held", **why}
         else:
-            entries[report.name] = {
-                **_write(fs, rows, url, f"{staging}/{report.name}"),
-                "status": "ok",
-                "failed_checks": {},
-                "version": number,
-            }
+            entries[report.name] = {**written, "status": "ok", "failed_checks": {}, "version": number}
     for rows in computed:
         rows.unpersist()
     return entries
+
+
+def _own_fault(error: Exception) -> str | None:
+    """The line in which Spark says what is wrong with a report's SQL or its data; None for any other error."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line[:300] for line in lines if OWN_FAULT.search(line)), None) if not _is_gone(error) else None
 
 
 def _write(fs: Hdfs, rows: DataFrame, url: str, folder: str) -> dict[str, Any]:

@@ -22,12 +22,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import structlog
 
+from engine import derived
+from engine.commit import Piece, publish
+from engine.derived import Damaged
 from engine.domain import Domain
-from engine.log import STAGING, FileSystem, Piece, Position, offset_in, publish
+from engine.hdfs import HdfsUnavailable
+from engine.log import STAGING, FileSystem, Position, offset_in
 from engine.measures import stored_schema
 
 SPEED = "/data/speed_views"
+# The newest numbers of chains that were taken (`engine.derived`), not in the folder of the domain, so that they survive its deletion.
+TAKEN = f"{SPEED}/_taken"
 KEYS = "keys"
+# Name under which an epoch counts the offsets of its range that have no record.
+HOLE = "hole"
 FOOTER = b"highwater.epoch"
 KEYS_TYPE = pa.struct(
     [
@@ -48,6 +56,8 @@ class Chain:
 
     Args:
         origins: where the log of each partition of `start` began; a version that is silent about it stands there.
+        lost: per partition the offset from which on earlier chains counted rows that are in no log, because Kafka lost them before
+            they were ingested: coverage may fall back to it.
     """
 
     domain: str
@@ -57,6 +67,7 @@ class Chain:
     definition_hash: str
     created_at: str
     origins: Position = field(default_factory=dict)
+    lost: Position = field(default_factory=dict)
 
     @property
     def folder(self) -> str:
@@ -68,8 +79,10 @@ class Epoch:
     """What the footer of an epoch says: the range it covers and what was in it.
 
     Args:
-        counts: {topic: {log: {partition: {"good": n, problem: n}}}} of the rows in [start, end).
+        counts: {topic: {log: {partition: {"good": n, problem: n, "hole": n}}}} of the offsets in [start, end).
         event_time_max: ISO-8601 UTC of the newest good row, or None.
+        last: {topic: {log: {partition: [offset, timestamp in ms, CRC-32 of the value]}}} of the last row of each partition, by which
+            the next start knows whether Kafka still holds what was counted.
     """
 
     number: int
@@ -80,6 +93,7 @@ class Epoch:
     events: int = 0
     event_time_max: str | None = None
     created_at: str = ""
+    last: dict[str, Any] = field(default_factory=dict)
 
 
 def chain_folder(domain: str, number: int) -> str:
@@ -90,57 +104,97 @@ def epoch_path(domain: str, chain: int, number: int) -> str:
     return f"{chain_folder(domain, chain)}/{number:012d}.parquet"
 
 
-def chains(fs: Any, domain: str) -> list[Chain]:
-    """Return the chains of a domain, oldest first."""
+def numbers(fs: FileSystem, domain: str) -> list[int]:
+    """Return the numbers of the chains that are there, damaged ones, too."""
+    return sorted(int(e.name) for e in fs.list(f"{SPEED}/{domain}") if e.is_folder and e.name.isdigit())
+
+
+def next_number(fs: FileSystem, domain: str) -> int:
+    """Return a number that no chain of the domain ever had."""
+    return 1 + max([*numbers(fs, domain), derived.newest_taken(fs, f"{TAKEN}/{domain}", f"{SPEED}/{domain}")])
+
+
+def chains(fs: Any, domain: str, damaged: Callable[[Damaged], None] = derived.left_out) -> list[Chain]:
+    """Return the chains of a domain, oldest first.
+
+    Args:
+        damaged: what to do with one that cannot be read; its `path` is the chain's folder.
+    """
     found = []
-    for entry in fs.list(f"{SPEED}/{domain}"):
-        if entry.is_folder and entry.name.isdigit():
-            try:
-                found.append(Chain(**json.loads(fs.read(f"{entry.path}/chain.json"))))
-            except FileNotFoundError:
-                continue  # being deleted
-            except (TypeError, ValueError) as error:
-                _log.error("damaged chain", path=f"{entry.path}/chain.json", error=str(error))
+    for number in numbers(fs, domain):
+        folder = chain_folder(domain, number)
+        try:
+            found.append(Chain(**derived.known_fields(Chain, json.loads(fs.read(f"{folder}/chain.json")))))
+        except FileNotFoundError:
+            continue  # being deleted
+        except (TypeError, ValueError) as error:
+            damaged(Damaged(folder, error))
     return found
+
+
+def closed(fs: FileSystem, domain: str, chain: int) -> bool:
+    """True if an epoch of the chain was set aside: its number must not come back, so nobody continues the chain."""
+    return any(entry.name.startswith(derived.ASIDE) for entry in fs.list(chain_folder(domain, chain)))
 
 
 def epoch_numbers(fs: FileSystem, domain: str, chain: int) -> list[int]:
     """Return the numbers of the epochs that are there, in order; pruning removes them from the front."""
     names = (e.name for e in fs.list(chain_folder(domain, chain)) if not e.is_folder)
-    return sorted(int(name[:12]) for name in names if len(name) == 20 and name.endswith(".parquet"))
+    return sorted(
+        int(name[:12]) for name in names if len(name) == 20 and name[:12].isdigit() and name[12:] == ".parquet"
+    )
 
 
 def read_epoch(fs: Any, domain: str, chain: int, number: int) -> tuple[Epoch, pa.Table]:
-    """Return footer and rows of an epoch. Raises FileNotFoundError, or ValueError naming a damaged file."""
+    """Return footer and rows of an epoch. Raises FileNotFoundError or Damaged."""
     path = epoch_path(domain, chain, number)
     return parsed_epoch(fs.read(path), path)
 
 
 def parsed_epoch(data: bytes, path: str) -> tuple[Epoch, pa.Table]:
-    """Return footer and rows of the bytes of an epoch file. Raises ValueError naming `path` where they are damaged."""
+    """Return footer and rows of the bytes of an epoch file. Raises Damaged."""
     try:
         table = pq.read_table(pa.BufferReader(data))
-        return epoch_footer(table.schema.metadata or {}), table
-    except (pa.ArrowInvalid, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: damaged epoch: {error}") from error
+        return epoch_footer(table.schema.metadata), table
+    except (ValueError, KeyError, TypeError, OSError) as error:  # the bytes are here: OSError is said of their contents
+        raise Damaged(path, error) from error
 
 
-def epochs(fs: Any, domain: str, chain: int) -> list[Epoch]:
-    """Return the footers of the consecutive epochs of a chain; a hole ends the list, what lies behind it is unreachable."""
+def epochs(fs: Any, domain: str, chain: int, damaged: Callable[[Damaged], None] = derived.left_out) -> list[Epoch]:
+    """Return the footers of the consecutive epochs of a chain; a hole ends the list, what lies behind it is unreachable.
+
+    Args:
+        damaged: what to do with an epoch that cannot be read, which is a hole.
+    """
+    return derived.listed_again(lambda: _footers(fs, domain, chain, damaged))
+
+
+def _footers(fs: Any, domain: str, chain: int, damaged: Callable[[Damaged], None]) -> list[Epoch]:
     found: list[Epoch] = []
     for number in epoch_numbers(fs, domain, chain):
         if found and number != found[-1].number + 1:
             break
+        path = epoch_path(domain, chain, number)
         try:
-            parquet = fs.open_parquet(epoch_path(domain, chain, number))
-        except FileNotFoundError:
+            found.append(epoch_footer(fs.open_parquet(path).schema_arrow.metadata))
+        except (ValueError, KeyError, TypeError) as error:
+            damaged(Damaged(path, error))
             break
-        found.append(epoch_footer(parquet.schema_arrow.metadata))
     return found
 
 
-def epoch_footer(metadata: dict[bytes, bytes]) -> Epoch:
-    return Epoch(**json.loads(metadata[FOOTER]))
+def epoch_footer(metadata: dict[bytes, bytes] | None) -> Epoch:
+    return Epoch(**derived.known_fields(Epoch, json.loads((metadata or {})[FOOTER])))
+
+
+def continues(end: Position, start: Position) -> bool:
+    """True if an epoch starts where the one before it ends; partitions that are new to the chain may join."""
+    return all(
+        offset_in(start, topic, log, partition, -1) == offset
+        for topic, logs in end.items()
+        for log, partitions in logs.items()
+        for partition, offset in partitions.items()
+    )
 
 
 def epoch_file(domain: Domain, epoch: Epoch, views: dict[str, pa.Table], keys: pa.Table) -> bytes:
@@ -218,15 +272,30 @@ def _same(boundary: Position, horizon: Position, chain: Chain) -> bool:
         for partition in partitions
         if speaks_of(chain, topic, log)
     }
-    # A partition that was added later began at offset 0; the others' origins were asked when the chain began.
+    # A partition that was added later began at offset 0; the others' origins were committed before the chain began.
     origins = {place: offset_in(chain.origins, *place, 0) for place in named}
     return all(offset_in(boundary, *p, origins[p]) == offset_in(horizon, *p, origins[p]) for p in named)
 
 
 def begin(
-    fs: Any, domain: Domain, number: int, version: int, start: Position, origins: Position, created_at: str
+    fs: Any,
+    domain: Domain,
+    number: int,
+    version: int,
+    start: Position,
+    origins: Position,
+    created_at: str,
+    lost: Position | None = None,
 ) -> Chain | None:
     """Commit a new chain by one directory rename; None if another stream job took the number first."""
+    chain = Chain(domain.name, number, version, start, domain.definition_hash, created_at, origins, lost or {})
+    """Commit a new chain by one directory rename; None if another stream job took the number, or a later one, first.
+
+    Raises:
+        HdfsUnavailable: it is not known whether the chain is there.
+    """
+    if not derived.take(fs, f"{TAKEN}/{domain.name}", number):
+        return None
     chain = Chain(domain.name, number, version, start, domain.definition_hash, created_at, origins)
     staged = f"{STAGING}/chain-{domain.name}-{number}-{os.getpid()}-{time.time_ns()}"
     fs.create(f"{staged}/chain.json", json.dumps(asdict(chain), sort_keys=True).encode())
@@ -236,6 +305,8 @@ def begin(
     except FileExistsError:
         fs.delete(staged, recursive=True)
         return None
+    except (OSError, RuntimeError) as error:
+        raise HdfsUnavailable(f"domain {domain.name}: in doubt whether chain {number} is there: {error}") from error
     return chain
 
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from engine import versions
-from engine.domain import Domain, View
+from engine.domain import View
 from engine.versions import Manifest
 
 
@@ -48,7 +48,7 @@ def changes(fs: Any, before: Manifest, after: Manifest, limit: int = 20) -> Iter
     for one in (before, after):
         if not one.definition:
             raise ValueError(f"version {one.version} of '{one.domain}' does not carry its definition; build it anew")
-    old, new = (Domain.from_json(one.definition) for one in (before, after))
+    old, new = (versions.definition_of(one) for one in (before, after))
     old_views, new_views = ({view.name: view for view in domain.views} for domain in (old, new))
     for name in {**old_views, **new_views}:
         if name not in old_views or name not in new_views:

@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import structlog
 
-from engine.log import STAGING, LogReader, Partition, Segment, partition_folder
+from engine.commit import range_footer
+from engine.log import STAGING, LogReader, Partition, Segment, each, partition_folder
 
 SETTLED_SECONDS = 3600.0
 STAGING_SECONDS = 1200.0
@@ -38,14 +39,16 @@ def compact(fs: Any, root: str, topics: Iterable[str], settled_seconds: float = 
     Any step may be the last one: what is staged is ignored, what is renamed covers its members, and the next call deletes them.
     """
     now_ms = _clock_ms(fs)
+    reader = LogReader(fs, root)
     gone = 0
-    for topic, logs in LogReader(fs, root).partitions(topics).items():
-        for log, by in logs.items():
-            for name, partition in by.items():
-                folder = partition_folder(root, topic, log, name)
-                gone += _delete_covered(fs, folder, partition)
-                for run in runs(partition, now_ms - int(settled_seconds * 1000)):
-                    gone += _merge(fs, folder, run)
+    for topic, log, name, partition in each(reader.partitions(topics)):
+        folder = partition_folder(root, topic, log, name)
+        if partition.damage:
+            _log.error("not compacted", folder=folder, reason=partition.damage)
+            continue
+        gone += _delete_superfluous(fs, reader, partition)
+        for run in runs(partition, now_ms - int(settled_seconds * 1000)):
+            gone += _merge(fs, reader, folder, run)
     return gone
 
 
@@ -81,7 +84,7 @@ def runs(partition: Partition, before_ms: int) -> Iterator[list[Segment]]:
         run = [segment] if segment is not None and fits else []
 
 
-def _merge(fs: Any, folder: str, run: list[Segment]) -> int:
+def _merge(fs: Any, reader: LogReader, folder: str, run: list[Segment]) -> int:
     base, end = run[0].base, run[-1].end
     assert end is not None
     name = f"{base:020d}-{end:020d}.parquet"
@@ -96,13 +99,20 @@ def _merge(fs: Any, folder: str, run: list[Segment]) -> int:
         table = table.replace_schema_metadata(None)
         writer = writer or pq.ParquetWriter(out, table.schema, compression="zstd")
         writer.write_table(table, row_group_size=ROW_GROUP)
+    missing = [hole for segment in run for hole in reader.footer(segment).holes or ()]
     if writer is not None:
+        if missing:
+            writer.add_key_value_metadata(range_footer(base, end, missing))
         writer.close()
-    if rows != end - base:
+    if rows != end - base - sum(high - low for low, high in missing):
         _log.error("not compacted", folder=folder, base=base, end=end, rows=rows)
         return 0
     fs.create(staged, bytes(out.getvalue()))
     try:
+        # Another run may have merged some of them with others meanwhile; a name that cuts through its own would be one too many.
+        if not all(fs.status(segment.path) for segment in run):
+            _log.info("not compacted", folder=folder, base=base, end=end, reason="another run merged its members")
+            return 0
         fs.rename(staged, f"{folder}/{name}")
     except FileExistsError:
         pass  # another run merged the same members
@@ -112,26 +122,29 @@ def _merge(fs: Any, folder: str, run: list[Segment]) -> int:
             return 0
     finally:
         fs.delete(staged.rsplit("/", 1)[0], recursive=True)
-    return _delete(fs, run)
+    return _delete_members(fs, reader, folder, run)
 
 
-def _delete_covered(fs: Any, folder: str, partition: Partition) -> int:
-    """Delete members that an earlier run merged but did not get to delete."""
-    visible = {segment.path for segment in partition.segments}
-    wide = [s for s in partition.segments if s.path.endswith(f"-{s.end or 0:020d}.parquet")]
-    if not wide:
-        return 0
-    names = (entry for entry in fs.list(folder) if not entry.is_folder and entry.path not in visible)
-    covered = [e.path for e in names if e.name[:20].isdigit() and any(w.base <= int(e.name[:20]) < w.end for w in wide)]  # type: ignore[operator]
-    for path in covered:
-        fs.delete(path)
-    return len(covered)
+def _delete_members(fs: Any, reader: LogReader, folder: str, run: list[Segment]) -> int:
+    """Delete what was merged, once a fresh listing reads from the merged segment."""
+    topic, log, name = (part.split("=", 1)[1] for part in folder.split("/")[-3:])
+    partition = reader.partitions([topic])[topic].get(log, {}).get(name)
+    return _delete_superfluous(fs, reader, partition) if partition and not partition.damage else 0
 
 
-def _delete(fs: Any, members: list[Segment]) -> int:
-    for segment in members:
-        fs.delete(segment.path)
-    return len(members)
+def _delete_superfluous(fs: Any, reader: LogReader, partition: Partition) -> int:
+    """Delete segments whose offsets others hold, as their own footers and those of the others prove."""
+    gone = 0
+    for segment in partition.superfluous:
+        end = reader.footer(segment).end_from(segment.base)
+        holding = partition.segments_between(segment.base, end)
+        whole = bool(holding) and holding[0].base <= segment.base and (holding[-1].end or 0) >= end
+        if whole and all(reader.footer(s).end_from(s.base) == s.end for s in holding):
+            fs.delete(segment.path)
+            gone += 1
+        else:
+            _log.error("not deleted", path=segment.path, reason="no other segment is proved to hold all of its offsets")
+    return gone
 
 
 def _clock_ms(fs: Any) -> int:

@@ -1,17 +1,23 @@
-"""Is Kafka's log still the log that we mirrored? Asked at start and with every micro-batch of ingest."""
+"""Is Kafka's log still the log that we mirrored? Proved per partition, against the last stored row that Kafka may hold.
+
+Whoever goes on reading Kafka asks here first: ingest and stream when they open, and again when Kafka's leaders changed
+(a broker was away meanwhile, and may have come back without its disk). The record at the last stored offset below
+min(head, Kafka's end) must equal the stored row. Then it is the same log, whole or cut short; else it is another one,
+and where the two part is found by halving, since two copies of one log are equal up to the point where one was cut.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
-from typing import Any
+from dataclasses import dataclass
+from typing import Literal
 
+import numpy as np
+import pyarrow.compute as pc
 import structlog
 
-from engine.log import FileSystem, Partition
-
-# offset, timestamp in ms, key, value
-Record = tuple[int, int, bytes | None, bytes | None]
+from engine.kafka import KafkaLogs, PartitionState, Record, TopicState
+from engine.log import FileSystem, Partition, Partitions
 
 _log = structlog.get_logger("engine.continuity")
 
@@ -24,60 +30,135 @@ class DataExpired(RuntimeError):
     """Kafka deleted offsets that were not ingested; names the range and the two ways out."""
 
 
-def check_continuity(
-    fs: FileSystem,
-    topic: str,
-    mirrored: Mapping[str, Partition],
-    kafka: Mapping[int, tuple[int, int]],
-    records: Mapping[tuple[str, int], Record],
-    domain: str,
-) -> None:
-    """Compare the present log of one topic with Kafka.
+@dataclass(frozen=True)
+class Verdict:
+    """How Kafka's partition relates to the stored one.
 
     Args:
-        mirrored: partition → what the master dataset has of the present log.
-        kafka: partition → (earliest offset, end offset).
-        records: (topic, partition) → Kafka's record at head − 1, where Kafka still has it.
-
-    Raises:
-        LogReplaced: Kafka ends below the head, or its record at head − 1 is not the stored row.
-        DataExpired: Kafka starts above the head.
+        proof: "continues": the same log; "cut": the same log, cut short at `common`; "other": another log; "unproven":
+            nothing is stored yet, or Kafka does not hold any more what could be compared.
+        common: up to here (exclusive) the two are known to be equal, where they are the same log.
+        compared: the offset that was compared last, None where none could be.
     """
-    replaced = f"if the broker lost its disk, go on in a new log: ingest_layer.py --domain {domain} --new-log {topic}"
-    for name, partition in mirrored.items():
-        head = partition.head
-        if head <= partition.origin:
+
+    proof: Literal["continues", "cut", "other", "unproven"]
+    head: int
+    kafka: PartitionState
+    common: int
+    compared: int | None = None
+
+
+def verdicts(
+    fs: FileSystem,
+    kafka: KafkaLogs,
+    mirrored: Mapping[tuple[str, int], Partition],
+    state: Mapping[str, TopicState],
+    find_cut: bool = False,
+) -> dict[tuple[str, int], Verdict]:
+    """Judge partitions of the present logs.
+
+    Args:
+        mirrored: (topic, partition) → what the master dataset has of it; heads must have been read before `state`.
+        find_cut: look for the offset at which two different logs part, which costs some thirty reads; otherwise a difference
+            is "other".
+    """
+    stored = {}
+    for (topic, p), partition in mirrored.items():
+        at = state[topic].partitions[p] if topic in state and p in state[topic].partitions else None
+        row = stored_row(fs, partition, min(partition.head, at.end)) if at else None
+        if row is not None:
+            stored[topic, p] = row
+    live = kafka.records_at({place: row[0] for place, row in stored.items()}) if stored else {}
+    found: dict[tuple[str, int], Verdict] = {}
+    for place, partition in mirrored.items():
+        topic, p = place
+        at = state[topic].partitions.get(p) if topic in state else None
+        if at is None:
             continue
-        start, end = kafka.get(int(name), (0, 0))
-        where = f"topic '{topic}' partition {name}"
-        if end < head:
-            raise LogReplaced(f"LOG_REPLACED {where}: Kafka ends at {end}, the master dataset at {head}; {replaced}")
+        row = stored.get(place)
+        head, short = partition.head, at.end < partition.head
+        if row is None or place not in live:
+            found[place] = Verdict("unproven", head, at, min(head, at.end), None)
+        elif live[place] == row:
+            found[place] = Verdict("cut" if short else "continues", head, at, min(head, at.end), row[0])
+        else:
+            common = _parting(fs, kafka, place, partition, at) if find_cut else None
+            found[place] = Verdict("other" if common is None else "cut", head, at, common or 0, row[0])
+    return found
+
+
+def check_continuity(topic: str, found: Mapping[int, Verdict], domain: str) -> None:
+    """Refuse to go on where Kafka's log is not the stored one. Raises LogReplaced."""
+    replaced = f"if the broker lost data, go on in a new log: ingest_layer.py --domain {domain} --new-log {topic}"
+    for p, verdict in found.items():
+        where, at, head = f"topic '{topic}' partition {p}", verdict.kafka, verdict.head
+        if verdict.proof == "other":
+            raise LogReplaced(
+                f"LOG_REPLACED {where}: Kafka's record at {verdict.compared} is not the stored row; {replaced}"
+            )
+        if at.end < head:
+            raise LogReplaced(f"LOG_REPLACED {where}: Kafka ends at {at.end}, the master dataset at {head}; {replaced}")
+        if verdict.compared is None and head > at.start:
+            _log.warning("continuity unproven", topic=topic, partition=p, offset=head - 1)
+
+
+def check_expiry(topic: str, found: Mapping[int, Verdict], domain: str) -> None:
+    """Refuse to go on where Kafka has deleted offsets that are not stored. Raises DataExpired."""
+    for p, verdict in found.items():
+        head, start = verdict.head, verdict.kafka.start
         if start > head:
             raise DataExpired(
-                f"DATA_EXPIRED {where} [{head}, {start}): Kafka deleted {start - head} offsets before they were ingested; restore the topic, "
-                f"or accept the loss, which stays on record: ingest_layer.py --domain {domain} --accept-gap"
+                f"DATA_EXPIRED topic '{topic}' partition {p} [{head}, {start}): Kafka deleted {start - head} offsets before they were ingested; restore "
+                f"the topic, or accept the loss, which stays on record: ingest_layer.py --domain {domain} --accept-gap"
             )
-        if any(gap_end == head for _, gap_end in partition.gaps):
-            continue
-        live = records.get((topic, int(name)))
-        if live is None:
-            _log.warning("continuity unproven", topic=topic, partition=name, offset=head - 1)
-        elif live[1:] != stored_row(fs, partition):
-            raise LogReplaced(f"LOG_REPLACED {where}: Kafka's record at {head - 1} is not the stored row; {replaced}")
 
 
-def stored_row(fs: FileSystem, partition: Partition) -> tuple[int, bytes | None, bytes | None]:
-    """Return (timestamp in ms, key, value) of the last row of a partition."""
-    parquet = fs.open_parquet(partition.segments[-1].path)
-    columns = ["timestamp", "key", "key_bytes", "value", "value_bytes"]
-    rows = parquet.read_row_group(parquet.metadata.num_row_groups - 1, columns=columns)
-    row: dict[str, Any] = rows.slice(rows.num_rows - 1).to_pylist()[0]
-    moment: datetime = row["timestamp"]
-    epoch = datetime(1970, 1, 1, tzinfo=UTC if moment.tzinfo else None)
-    return (moment - epoch) // timedelta(milliseconds=1), _bytes(row, "key"), _bytes(row, "value")
+def stored_row(fs: FileSystem, partition: Partition, below: int) -> Record | None:
+    """Return the last stored row below an offset as (offset, timestamp in ms, key, value), None where there is none."""
+    for segment in reversed(partition.segments_between(partition.origin, below)):
+        parquet = fs.open_parquet(segment.path)
+        for group in reversed(range(parquet.metadata.num_row_groups)):
+            columns = ["offset", "timestamp", "key", "key_bytes", "value", "value_bytes"]
+            rows = parquet.read_row_group(group, columns=columns)
+            at = int(np.searchsorted(rows["offset"].to_numpy(), below)) - 1
+            if at < 0:
+                continue
+            # As integers: a sender may have set a time that no datetime holds.
+            micros = pc.cast(rows["timestamp"], "int64")[at].as_py()
+            row = rows.drop_columns(["timestamp"]).slice(at, 1).to_pylist()[0]
+            return row["offset"], micros // 1000, _bytes(row, "key"), _bytes(row, "value")
+    return None
 
 
-def _bytes(row: Mapping[str, Any], name: str) -> bytes | None:
-    text: str | None = row[name]
-    raw: bytes | None = row[f"{name}_bytes"]
-    return text.encode() if text is not None else raw
+def _parting(
+    fs: FileSystem, kafka: KafkaLogs, place: tuple[str, int], partition: Partition, at: PartitionState
+) -> int | None:
+    """Return the offset up to which Kafka's log equals the stored one, None if not even its beginning does."""
+
+    def equal(row: Record | None) -> bool:
+        return row is not None and kafka.records_at({place: row[0]}).get(place) == row
+
+    low, high = max(at.start, partition.origin), min(partition.head, at.end)
+    first = low + 1
+    while first < high and ((row := stored_row(fs, partition, first)) is None or row[0] < low):
+        first += 1  # holes
+    if not equal(stored_row(fs, partition, first)):
+        return None
+    equal_below, different_below = first, high
+    while different_below - equal_below > 1:
+        middle = (equal_below + different_below) // 2
+        if equal(stored_row(fs, partition, middle)):
+            equal_below = middle
+        else:
+            different_below = middle
+    return equal_below
+
+
+def mirrored(logs: Mapping[str, str], partitions: Partitions) -> dict[tuple[str, int], Partition]:
+    """Return (topic, partition) → partition of the present logs."""
+    return {(t, int(p)): found for t, log in logs.items() for p, found in partitions.get(t, {}).get(log, {}).items()}
+
+
+def _bytes(row: Mapping[str, object], name: str) -> bytes | None:
+    text, raw = row[name], row[f"{name}_bytes"]
+    return text.encode() if isinstance(text, str) else raw  # type: ignore[return-value]

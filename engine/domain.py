@@ -26,7 +26,9 @@ from engine.operators import decimal_of as decimal_of
 
 # Part of every schema hash: raise it when `decode.py` starts to read the same bytes differently, or a rule to say another thing.
 DECODE_VERSION = 3
-# Part of every definition hash: raise it when a measure's arithmetic changes, or what an expression says.
+# Part of every definition hash: raise it when a measure's arithmetic changes, or what an expression says. Serving answers from
+# versions of before until they are built anew; where stored rows cannot be merged as they were, rename the stored columns, so
+# that it refuses them.
 MEASURES_VERSION = 2
 
 # A field that a schema does not know is counted by its name if it looks like one, else under the second text.
@@ -193,6 +195,7 @@ class Stream:
         generator: (random source, options) → a maker: event time in epoch ms → one event as a dict ready for JSON.
         options: texts that the generator reads; a setting of the same name, in upper case, overrides the default.
         weight: how often the producer picks this topic, relative to the others of its domain.
+        stored_hash: the schema hash of a stream that was stored with a version; empty for one that is declared.
     """
 
     topic: str
@@ -207,6 +210,7 @@ class Stream:
     generator: Generator | None = field(default=None, compare=False, repr=False)
     options: Mapping[str, str] = field(default_factory=dict, compare=False)
     weight: float = field(default=1.0, compare=False)
+    stored_hash: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         where = f"stream '{self.topic}'"
@@ -273,7 +277,7 @@ class Stream:
     @property
     def schema_hash(self) -> str:
         """16 hex digits; equal exactly when the same bytes give the same typed rows."""
-        return _hash(
+        return self.stored_hash or _hash(
             {
                 "topic": self.topic,
                 "columns": list(self.columns.items()),
@@ -312,6 +316,7 @@ class View:
         show: name → SQL over shown columns, a DOUBLE; derived at reading, never merged. `{name}` stands for a constant.
         explode: (ARRAY<STRING> column, dimension): each distinct value of the array gets the row, under that dimension.
         constants: numbers that `show` uses; a setting of the same name, in upper case, overrides the default.
+        stored_hash: as in a stream.
     """
 
     name: str
@@ -322,6 +327,7 @@ class View:
     show: Mapping[str, str] = field(default_factory=dict)
     explode: tuple[str, str] | None = None
     constants: Mapping[str, str] = field(default_factory=dict)
+    stored_hash: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         where = f"view '{self.name}'"
@@ -462,7 +468,7 @@ class View:
     @property
     def definition_hash(self) -> str:
         """16 hex digits; only partials of equal hash are ever combined."""
-        return _hash(
+        return self.stored_hash or _hash(
             {
                 "name": self.name,
                 "by": self.by,
@@ -513,13 +519,14 @@ class Report:
 
 @dataclass(frozen=True)
 class Domain:
-    """Everything that is said about one kind of data."""
+    """Everything that is said about one kind of data; `stored_hash` as in a stream."""
 
     name: str
     streams: tuple[Stream, ...]
     views: tuple[View, ...]
     reports: tuple[Report, ...] = ()
     title: str = ""
+    stored_hash: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -559,9 +566,23 @@ class Domain:
     @property
     def definition_hash(self) -> str:
         """16 hex digits over all views and streams: what a version, an epoch and a process carry."""
-        return _hash(
+        return self.stored_hash or _hash(
             {"views": [v.definition_hash for v in self.views], "streams": [s.schema_hash for s in self.streams]}
         )
+
+    @property
+    def is_of_this_code(self) -> bool:
+        """False if this code reads or folds the same events differently than the code that stored this definition.
+
+        What was made by it can still be shown; nothing can be added to it.
+        """
+        return self.definition_hash == self.declared_anew().definition_hash
+
+    def declared_anew(self) -> Domain:
+        """Return the same declaration with the hashes that this code gives it."""
+        streams = {s.topic: replace(s, stored_hash="") for s in self.streams}
+        views = [replace(v, stored_hash="", streams=tuple(streams[s.topic] for s in v.streams)) for v in self.views]
+        return replace(self, stored_hash="", streams=tuple(streams.values()), views=tuple(views))
 
     @property
     def report_hash(self) -> str:
@@ -600,18 +621,29 @@ class Domain:
         return {
             "name": self.name,
             "title": self.title,
-            "streams": [_plain(stream, ("generator", "options", "weight")) for stream in self.streams],
-            "views": [_plain(view, ()) | {"streams": [s.topic for s in view.streams]} for view in self.views],
+            "hash": self.definition_hash,
+            "streams": [
+                _plain(stream, ("generator", "options", "weight", "stored_hash")) | {"hash": stream.schema_hash}
+                for stream in self.streams
+            ],
+            "views": [
+                _plain(view, ("stored_hash",))
+                | {"streams": [s.topic for s in view.streams], "hash": view.definition_hash}
+                for view in self.views
+            ],
             "reports": [_plain(report, ()) for report in self.reports],
         }
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Domain:
-        """Return the domain that `to_json` described. Raises DeclarationError, KeyError or TypeError for anything else."""
-        streams = {s["topic"]: Stream(**_tuples(s, ("unique", "required"))) for s in value["streams"]}
+        """Return the domain that `to_json` described, with its hashes, whatever this code would make of it.
+
+        Raises DeclarationError, KeyError or TypeError for anything else.
+        """
+        streams = {s["topic"]: Stream(**_stored(_tuples(s, ("unique", "required")))) for s in value["streams"]}
         views = tuple(
             View(
-                **_tuples(v, ("by",))
+                **_stored(_tuples(v, ("by",)))
                 | {
                     "streams": tuple(streams[topic] for topic in v["streams"]),
                     "explode": tuple(v["explode"]) if v["explode"] else None,
@@ -621,7 +653,7 @@ class Domain:
             for v in value["views"]
         )
         reports = tuple(Report(**_tuples(r, ("by",))) for r in value["reports"])
-        return cls(value["name"], tuple(streams.values()), views, reports, value["title"])
+        return cls(value["name"], tuple(streams.values()), views, reports, value["title"], value.get("hash", ""))
 
     def stream(self, topic: str) -> Stream:
         return next(stream for stream in self.streams if stream.topic == topic)
@@ -646,6 +678,11 @@ def _plain(value: Any, without: tuple[str, ...]) -> dict[str, Any]:
 
 def _tuples(value: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
     return {**value, **{name: tuple(value[name]) for name in names}}
+
+
+def _stored(value: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a stored declaration; older manifests hold no hash in it."""
+    return {**{name: held for name, held in value.items() if name != "hash"}, "stored_hash": value.get("hash", "")}
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import pyarrow as pa
 import structlog
 
 from engine import chain as chains
-from engine.chain import Chain, Epoch
+from engine.chain import Chain, Epoch, continues
 from engine.domain import Domain, View
 from engine.log import Position, offset_in
 from engine.measures import stored_schema
@@ -94,7 +94,8 @@ class Epochs:
     _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(READERS, "epochs"))
     _chains: dict[int, Chain] = field(default_factory=dict)
     _listed: dict[int, tuple[float, list[int]]] = field(default_factory=dict)
-    _first: dict[tuple[int, int], int] = field(default_factory=dict)
+    _first: dict[tuple[int, tuple[int, str]], int] = field(default_factory=dict)
+    _torn: set[tuple[int, str, str]] = field(default_factory=set)
     _epochs: dict[tuple[int, int], Epoch] = field(default_factory=dict)
     _said: set[str] = field(default_factory=set)
 
@@ -133,7 +134,7 @@ class Epochs:
         self._blocks.drop(chain.number)
 
     def _after_runs(self, chain: Chain, numbers: list[int], manifest: Manifest) -> tuple[Epoch, ...] | None:
-        known = self._first.get((chain.number, manifest.version))
+        known = self._first.get((chain.number, manifest.identity))
         for run in reversed(list(_runs(numbers))):
             if known is not None and run[0] <= known <= run[-1] + 1:
                 epochs, count = self._read(chain, run[known - run[0] :]), 0
@@ -143,7 +144,7 @@ class Epochs:
                 if fitting is None:
                     continue
                 count = fitting
-                self._first[chain.number, manifest.version] = epochs[0].number + count
+                self._first[chain.number, manifest.identity] = epochs[0].number + count
             if run[-1] != numbers[-1]:
                 self._say("hole", f"chain {chain.number}: epoch {run[-1] + 1} is missing; coverage ends before it")
             return tuple(epochs[count:])
@@ -173,7 +174,13 @@ class Epochs:
         epochs = [self._epochs[chain.number, number] for number in numbers]
         for before, after in pairwise(epochs):
             if not continues(before.end, after.start):
-                raise BrokenEpoch(chain, after.number, "does not start where the one before it ends")
+                tear = (after.number, before.created_at, after.created_at)
+                if tear in self._torn:
+                    raise BrokenEpoch(chain, after.number, "does not start where the one before it ends")
+                # The last epoch was deleted by hand, and its number given to another, while we remembered it.
+                self._torn.add(tear)
+                self._begin(chain)
+                return self._read(chain, numbers)
         return epochs
 
     def _read_one(self, chain: Chain, number: int) -> tuple[Epoch, dict[str, pa.Table]]:
@@ -238,16 +245,6 @@ def _cover(first: int, end: int) -> Iterator[tuple[int, int]]:
         size = next(size for size in (BLOCK * BLOCK, BLOCK, 1) if first % size == 0 and first + size <= end)
         yield first, size
         first += size
-
-
-def continues(end: Position, start: Position) -> bool:
-    """True if an epoch starts where the one before it ends; partitions that are new to the chain may join."""
-    return all(
-        offset_in(start, topic, log, partition, -1) == offset
-        for topic, logs in end.items()
-        for log, partitions in logs.items()
-        for partition, offset in partitions.items()
-    )
 
 
 def _reaches(horizon: Position, start: Position, origins: Position) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 
 import pyarrow as pa
 import structlog
@@ -11,15 +12,18 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from engine import log
+from engine.commit import Piece, StartsAbove, commit, commit_empty, gap_segment, staged_pieces
 from engine.decode import decode_stream, decoded_columns
 from engine.domain import Domain, Stream
-from engine.hdfs import Hdfs
-from engine.log import EVENTS, MASTER, LogReader, MasterWentBack, Partition, Piece
+from engine.log import EVENTS, MASTER, FileSystem, LogReader, MasterWentBack, Partition, Place, Range
 from engine.quality import judged, with_duplicates
 from engine.session import RAW_SCHEMA
 
-# Offsets of one partition that one pass types at most: bounds memory and the work that a crash repeats.
-PASS_OFFSETS = 2_000_000
+# What one pass types at most, over all partitions: bounds memory, and the work that a crash repeats. A pass that takes long
+# makes the next one smaller (`engine.commit`).
+PASS_OFFSETS = 1_000_000
+PASS_BYTES = 256 * 1024 * 1024  # of raw segments
+TYPED_GAP = pa.schema([("offset", pa.int64())])
 
 Ranges = dict[tuple[str, str], tuple[int, int]]
 
@@ -28,6 +32,11 @@ _log = structlog.get_logger("engine.events")
 
 class RowsDiffer(RuntimeError):
     """A reader got other rows than the offsets it planned: list again, then fail."""
+
+
+# Writes the typed rows of ranges of offsets below a staging folder, as `topic=/log=/partition=/….parquet`.
+# Args: the raw partitions, the typed ones, the ranges by place, the folder.
+WriteTyped = Callable[[Mapping[str, Mapping[str, Partition]], Mapping[str, Mapping[str, Partition]], Ranges, str], None]
 
 
 def typed_root(stream: Stream) -> str:
@@ -40,31 +49,56 @@ def typed_schema(stream: Stream) -> str:
     return ", ".join(f"`{name}` {sql_type}" for name, sql_type in columns.items())
 
 
-def extend_typed(spark: SparkSession, fs: Hdfs, stream: Stream, url: str) -> int:
+def extend_typed(fs: FileSystem, stream: Stream, write: WriteTyped) -> int:
     """Type every raw row that is there now and not typed yet; return the number of rows committed by us.
 
     What ingest adds meanwhile waits for the next run: where a pass takes as long as ingest's pause, following the head
-    would never end.
+    would never end. A typed log that does not begin where the raw one does is no log: it is taken away and made again.
 
     Raises:
-        MasterWentBack: the typed log is further than the raw log.
-        OffsetGap: raw rows are missing in the middle of the log.
+        MasterWentBack: the raw log is damaged, or the typed log is further than it.
+        RowsDiffer: other rows were read than the raw log has.
     """
     raw_reader, typed_reader = LogReader(fs), LogReader(fs, typed_root(stream))
     rows = 0
     goal: dict[tuple[str, str], int] | None = None
     while True:
-        raw = raw_reader.partitions([stream.topic])[stream.topic]
+        raw = raw_reader.sound([stream.topic])[stream.topic]
         typed = typed_reader.partitions([stream.topic])[stream.topic]
         goal = goal or {(log_id, p): partition.head for log_id, by in raw.items() for p, partition in by.items()}
+        if reason := torn(stream.topic, raw, typed):
+            _log.warning("typed log taken away", topic=stream.topic, reason=reason)
+            forget_topic(fs, stream)
+            continue
         ranges, gaps = _pending(stream.topic, raw, typed, goal)
         for (log_id, partition), (start, end) in gaps.items():
-            _commit_gap(fs, stream, log_id, partition, start, end)
+            place = stream.topic, log_id, partition
+            if start == raw[log_id][partition].origin:
+                fs.mkdirs(log.partition_folder(typed_root(stream), *place))
+            commit_empty(fs, typed_root(stream), place, start, gap_segment(start, end, TYPED_GAP), end)
         if not ranges:
             if not gaps:
                 return rows
             continue
-        rows += _type_ranges(spark, fs, stream, url, raw, ranges)
+        rows += _type_ranges(fs, stream, raw_reader, typed_reader, ranges, write)
+
+
+def spark_writer(spark: SparkSession, stream: Stream, url: str) -> WriteTyped:
+    """Return a function that decodes, judges and writes raw rows with Spark."""
+
+    def write(
+        raw: Mapping[str, Mapping[str, Partition]],
+        typed: Mapping[str, Mapping[str, Partition]],
+        ranges: Ranges,
+        staging: str,
+    ) -> None:
+        earlier = earlier_keys(spark, url, stream, typed, ranges)
+        rows = typed_rows(spark, url, stream, read_raw(spark, url, raw, ranges), earlier)
+        ordered = rows.repartition("log", "partition").sortWithinPartitions("log", "partition", "offset")
+        named = ordered.withColumn("topic", F.lit(stream.topic))
+        named.write.partitionBy("topic", "log", "partition").parquet(f"{url}{staging}")
+
+    return write
 
 
 def read_raw(
@@ -129,59 +163,66 @@ def _pending(
                 gaps[log_id, p] = (head, here[1])
             else:
                 next_gap = min((gap[0] for gap in partition.gaps if gap[0] > head), default=partition.head)
-                ranges[log_id, p] = (head, min(next_gap, goal[log_id, p], head + PASS_OFFSETS))
+                ranges[log_id, p] = (head, min(next_gap, goal[log_id, p]))
     return ranges, gaps
 
 
-def _commit_gap(fs: Hdfs, stream: Stream, log_id: str, partition: str, start: int, end: int) -> None:
-    data = log.gap_segment(start, end, pa.schema([("offset", pa.int64())]))
-    target = log.segment_path(typed_root(stream), stream.topic, log_id, partition, start)
-    staged = f"{log.STAGING}/typed-gap-{stream.topic}-{log_id}-{partition}-{start}.parquet"
-    fs.delete(staged)
-    fs.create(staged, data)
-    fs.mkdirs(target.rsplit("/", 1)[0])
-    log.publish(fs, Piece(stream.topic, log_id, partition, staged, start, end, len(data)), target)
+def torn(topic: str, raw: Mapping[str, Mapping[str, Partition]], typed: Mapping[str, Mapping[str, Partition]]) -> str:
+    """Say why a typed log is none: what it holds would be counted, and what it lacks would be missed for ever.
+
+    Raises:
+        MasterWentBack: it is the raw log that lacks its beginning.
+    """
+    for log_id, by in typed.items():
+        for p, partition in by.items():
+            source = raw.get(log_id, {}).get(p)
+            if partition.damage:
+                return f"log {log_id} partition {p}: {partition.damage}"
+            if source is not None and partition.origin < source.origin:
+                raise MasterWentBack(
+                    f"MASTER_WENT_BACK topic '{topic}' log {log_id} partition {p}: typed from {partition.origin}, raw segments begin at "
+                    f"{source.origin}; restore {log.partition_folder(MASTER, topic, log_id, p)} from a copy"
+                )
+            if source is not None and partition.origin != source.origin:
+                return f"log {log_id} partition {p} begins at {partition.origin}, the raw log at {source.origin}"
+    return ""
 
 
 def _type_ranges(
-    spark: SparkSession, fs: Hdfs, stream: Stream, url: str, raw: dict[str, dict[str, Partition]], ranges: Ranges
+    fs: FileSystem, stream: Stream, raw_reader: LogReader, typed_reader: LogReader, ranges: Ranges, write: WriteTyped
 ) -> int:
-    reader = LogReader(fs, typed_root(stream))
+    topic, root = stream.topic, typed_root(stream)
+    raw = raw_reader.sound([topic])[topic]
 
-    def heads() -> dict[tuple[str, str, str], int]:
-        typed = reader.partitions([stream.topic])[stream.topic]
+    def heads() -> dict[Place, int]:
+        typed = typed_reader.partitions([topic])[topic]
         return {
-            (stream.topic, lg, p): (typed[lg][p].head if p in typed.get(lg, {}) else start)
-            for (lg, p), (start, _) in ranges.items()
+            (topic, lg, p): (typed[lg][p].head if p in typed.get(lg, {}) else raw[lg][p].origin) for lg, p in ranges
         }
 
-    def stage(at: Mapping[tuple[str, str, str], int], staging: str) -> list[Piece]:
-        todo = {
-            (lg, p): (at[stream.topic, lg, p], end)
-            for (lg, p), (_, end) in ranges.items()
-            if at[stream.topic, lg, p] < end
-        }
-        if not todo:
-            return []
-        typed = reader.partitions([stream.topic])[stream.topic]
-        rows = typed_rows(
-            spark, url, stream, read_raw(spark, url, raw, todo), earlier_keys(spark, url, stream, typed, todo)
-        )
-        ordered = rows.repartition("log", "partition").sortWithinPartitions("log", "partition", "offset")
-        ordered.withColumn("topic", F.lit(stream.topic)).write.partitionBy("topic", "log", "partition").parquet(
-            f"{url}{staging}"
-        )
-        pieces = log.staged_pieces(fs, staging)
-        ends = {(piece.log, piece.partition): piece.end for piece in pieces}
-        for key, (start, end) in todo.items():
-            if ends.get(key) != end:
+    def stage(todo: Mapping[Place, Range], staging: str) -> list[Piece]:
+        typed = typed_reader.partitions([topic])[topic]
+        write(raw, typed, {(lg, p): covered for (_, lg, p), covered in todo.items()}, staging)
+        pieces = staged_pieces(fs, staging, todo, TYPED_GAP)
+        for (_, lg, p), (start, end) in todo.items():
+            planned = raw[lg][p].rows_between(start, end)
+            got = sum(piece.rows for piece in pieces if piece.place == (topic, lg, p))
+            if got != planned:
                 raise RowsDiffer(
-                    f"topic '{stream.topic}' log {key[0]} partition {key[1]}: offsets [{start}, {end}) planned, rows end at {ends.get(key)}"
+                    f"topic '{topic}' log {lg} partition {p}: offsets [{start}, {end}) hold {planned} raw rows, {got} were typed"
                 )
         return pieces
 
-    done = log.commit(fs, typed_root(stream), heads, stage, f"typed-{stream.topic}")
-    return sum(piece.end - piece.first for piece in done)
+    wanted = {(topic, lg, p): covered for (lg, p), covered in ranges.items()}
+    origins = {(topic, lg, p): raw[lg][p].origin for lg, p in ranges}
+    offsets = sum(end - start for start, end in ranges.values())
+    size = sum(s.length for (lg, p), covered in ranges.items() for s in raw[lg][p].segments_between(*covered))
+    limit = min(PASS_OFFSETS, max(1, offsets * PASS_BYTES // max(size, 1)))
+    try:
+        done = commit(fs, root, wanted, heads, stage, f"typed-{topic}", origins, limit)
+    except StartsAbove as error:  # the typed log was taken away meanwhile
+        raise RowsDiffer(str(error)) from error
+    return sum(piece.rows for piece in done)
 
 
 def typed_rows(spark: SparkSession, url: str, stream: Stream, raw: DataFrame, earlier: DataFrame | None) -> DataFrame:
@@ -198,7 +239,7 @@ def typed_rows(spark: SparkSession, url: str, stream: Stream, raw: DataFrame, ea
 
 
 def earlier_keys(
-    spark: SparkSession, url: str, stream: Stream, typed: dict[str, dict[str, Partition]], ranges: Ranges
+    spark: SparkSession, url: str, stream: Stream, typed: Mapping[str, Mapping[str, Partition]], ranges: Ranges
 ) -> DataFrame | None:
     """Return log, partition, offset, ukey of the valid typed rows within the duplicate window before each range."""
     before = {
@@ -212,10 +253,16 @@ def earlier_keys(
     return rows.where("problem IS NULL OR problem = 'duplicate'").select("log", "partition", "offset", "ukey")
 
 
-def forget_typed(fs: Hdfs, domain: Domain) -> None:
+def forget_typed(fs: FileSystem, domain: Domain) -> None:
     """Take the typed log of a domain away, so that the next run parses the raw log anew."""
     for stream in domain.streams:
-        root = f"{typed_root(stream)}/topic={stream.topic}"
-        if fs.status(root):
-            fs.mkdirs(log.STAGING)
-            fs.rename(root, f"{log.STAGING}/typed-old-{stream.topic}-{time.time_ns()}")
+        forget_topic(fs, stream)
+
+
+def forget_topic(fs: FileSystem, stream: Stream) -> None:
+    """Take the typed log of a topic away; whoever still writes to it finds no folder to publish into."""
+    fs.mkdirs(log.STAGING)
+    with suppress(FileNotFoundError):
+        fs.rename(
+            f"{typed_root(stream)}/topic={stream.topic}", f"{log.STAGING}/typed-old-{stream.topic}-{time.time_ns()}"
+        )

@@ -54,14 +54,15 @@ def main(argv: Sequence[str] | None = None, connect: Callable[[str, str], Any] =
     faults = (NothingYet, Damaged, NotWritten, versions.VersionUnknown)
     try:
         with exit_codes(wrong, faults, (HdfsUnavailable, Unanswered, TakenAway)):
-            run(args, connect)
+            try:
+                run(args, connect)
+            except ReaderLeft:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the process's end
+                return EXIT_READER_LEFT
         return 0
     except KeyboardInterrupt:
         say("interrupted; no file was written" if args.out != STDOUT else "interrupted")
         return EXIT_INTERRUPTED
-    except ReaderLeft:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end of the process
-        return EXIT_READER_LEFT
 
 
 def parsed(argv: Sequence[str] | None) -> argparse.Namespace:

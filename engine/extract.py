@@ -131,7 +131,7 @@ def _served(fs: Any, domain: Domain) -> tuple[Domain, Manifest]:
         manifest = versions.followed(fs, domain)
     except ValueError as error:
         raise Damaged(str(error)) from error
-    return Domain.from_json(manifest.definition) if manifest.definition else domain, manifest
+    return versions.definition_of(manifest) if manifest.definition else domain, manifest
 
 
 def _names(domain: Domain, kind: str) -> tuple[str, ...]:

@@ -58,7 +58,11 @@ def report_rows(spark: SparkSession, report: Report) -> tuple[DataFrame, dict[st
 
     Returns:
         Its rows, and for each check that failed {"passed": False or None, further column: its value as text}.
+
+    Raises:
+        What Spark raises for SQL or data that it refuses.
     """
+    spark.catalog.dropTempView(report.name)  # of another domain or run: what reads a report that fails must fail, too
     rows = spark.sql(report.query).persist()
     rows.createOrReplaceTempView(report.name)
     rows.createOrReplaceTempView("report")

@@ -67,8 +67,17 @@ class Hdfs:
         return bytes(self._retry(f"read {path}", lambda: self._client.read(path).read()))
 
     def open_parquet(self, path: str) -> pq.ParquetFile:
-        """Open a Parquet file; only what is asked for is read. Raises FileNotFoundError."""
-        return self._retry(f"open {path}", lambda: pq.ParquetFile(pa.PythonFile(self._client.read(path), mode="r")))
+        """Open a Parquet file; only what is asked for is read. Raises FileNotFoundError, or ValueError for a damaged footer."""
+
+        def opened() -> pq.ParquetFile:
+            try:
+                return pq.ParquetFile(pa.PythonFile(self._client.read(path), mode="r"))
+            except OSError as error:
+                if "thrift" in str(error):  # what Arrow says of bytes that are no footer: no silence of HDFS
+                    raise pa.ArrowInvalid(f"{path}: {error}") from error
+                raise
+
+        return self._retry(f"open {path}", opened)
 
     def create(self, path: str, data: bytes) -> None:
         """Write a new file with its parent folders. Raises FileExistsError; a half-written file is never left open."""

@@ -12,13 +12,14 @@ import random
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
 import structlog
 from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.errors import KafkaError, RetriableError
-from kafka.protocol.consumer import OffsetSpec
+from kafka.protocol.consumer import IsolationLevel, OffsetSpec
 from kafka.structs import OffsetAndMetadata
 
 from engine.domain import Stream
@@ -32,6 +33,48 @@ _UNKNOWN_TOPIC, _ALREADY_EXISTS, _INVALID_CONFIG = 3, 36, 40
 _T = TypeVar("_T")
 
 log = structlog.get_logger(__name__)
+
+
+Record = tuple[int, int, bytes | None, bytes | None]  # offset, timestamp in ms, key, value
+Generation = tuple[str, tuple[tuple[int, int], ...]]  # topic id, (partition, leader's epoch) of each
+
+
+@dataclass(frozen=True)
+class PartitionState:
+    """Kafka's range of a partition: first offset, end of what a reader of committed records sees; and its leader's epoch."""
+
+    leader_epoch: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class TopicState:
+    """A topic's id, as Kafka's tools write it, and its partitions."""
+
+    id: str
+    partitions: Mapping[int, PartitionState]
+
+    @property
+    def generation(self) -> Generation:
+        """What changes whenever the log may have become another one: the topic's id and the epochs of its leaders."""
+        return self.id, tuple((p, state.leader_epoch) for p, state in sorted(self.partitions.items()))
+
+
+class KafkaLogs(Protocol):
+    """What the layers ask of Kafka; `Reader` is one."""
+
+    def generations(self, topics: Iterable[str]) -> dict[str, Generation]:
+        """Return the generation of each topic that exists."""
+        ...
+
+    def state(self, topics: Iterable[str]) -> dict[str, TopicState]:
+        """Return the state of each topic that exists."""
+        ...
+
+    def records_at(self, wanted: Mapping[tuple[str, int], int]) -> dict[tuple[str, int], Record]:
+        """Return the record at one offset of each (topic, partition); what the log does not hold is left out."""
+        ...
 
 
 class KafkaUnreachable(ConnectionError):
@@ -52,7 +95,7 @@ def admin(settings: Settings, timeout: float = 5.0) -> KafkaAdminClient:
 
 
 class Reader:
-    """Reads single records and asks for ranges; it has no group and commits nothing.
+    """Reads single records and asks for the state of topics; it has no group and commits nothing.
 
     Each record is read by a new KafkaConsumer, because an old one may answer from what it fetched ahead before the
     topic became another one; and topics are asked of an admin client, because a consumer asks without a time limit.
@@ -61,6 +104,22 @@ class Reader:
     def __init__(self, settings: Settings, timeout: float) -> None:
         self.admin = admin(settings, timeout)
         self._settings, self._timeout = settings, timeout
+
+    def generations(self, topics: Iterable[str]) -> dict[str, Generation]:
+        """Return the generation of each topic that exists, with a single request. Raises KafkaUnreachable."""
+        return _generations(self.admin, topics)
+
+    def state(self, topics: Iterable[str]) -> dict[str, TopicState]:
+        """Return the state of each topic that exists. Raises KafkaUnreachable."""
+        return state(self.admin, topics)
+
+    def records_at(self, wanted: Mapping[tuple[str, int], int]) -> dict[tuple[str, int], Record]:
+        """Return the record at one offset of each (topic, partition); what the log does not hold (any more) is left out.
+
+        Raises:
+            KafkaUnreachable: the log holds it, but it did not come in time.
+        """
+        return _records_at(self, wanted)
 
     def read(self, wanted: Mapping[TopicPartition, int]) -> dict[TopicPartition, Any]:
         """Return, per partition, the first record at or after the wanted offset; those that came in time."""
@@ -135,6 +194,35 @@ def ensure_topics(settings: Settings, streams: Iterable[Stream], timeout: float 
         client.close()
 
 
+def state(client: KafkaAdminClient, topics: Iterable[str]) -> dict[str, TopicState]:
+    """Return the state of each topic that exists. Raises KafkaUnreachable."""
+    names = list(topics)
+
+    def ask() -> dict[str, TopicState]:
+        told = [topic for topic in client.describe_topics(names) if not topic["error_code"]]
+        places = [TopicPartition(t["name"], p["partition_index"]) for t in told for p in t["partitions"]]
+        # The end of what a reader of committed records gets, as Spark's source reads: open transactions lie above it.
+        starts, ends = (
+            client.list_partition_offsets(
+                dict.fromkeys(places, spec), IsolationLevel.READ_COMMITTED, timeout_ms=int(REQUEST_SECONDS * 1000)
+            )
+            if places
+            else {}
+            for spec in (OffsetSpec.EARLIEST, OffsetSpec.LATEST)
+        )
+        found = {}
+        for topic in told:
+            partitions = {}
+            for described in sorted(topic["partitions"], key=lambda p: p["partition_index"]):
+                tp = TopicPartition(topic["name"], described["partition_index"])
+                leader_epoch = int(described["leader_epoch"])
+                partitions[tp.partition] = PartitionState(leader_epoch, starts[tp].offset, ends[tp].offset)
+            found[topic["name"]] = TopicState(_id_text(uuid.UUID(str(topic["topic_id"]))), partitions)
+        return found
+
+    return _answer(ask)
+
+
 def topic_ids(client: KafkaAdminClient, topics: Iterable[str]) -> dict[str, str]:
     """Ids of the topics, written as Kafka's tools write them; a topic that does not exist is left out."""
     told = _answer(lambda: client.describe_topics(list(topics)))
@@ -142,46 +230,25 @@ def topic_ids(client: KafkaAdminClient, topics: Iterable[str]) -> dict[str, str]
     return {topic: _id_text(value) for topic, value in ids.items() if value.int}
 
 
+def _generations(client: KafkaAdminClient, topics: Iterable[str]) -> dict[str, Generation]:
+    told = _answer(lambda: client.describe_topics(list(topics)))
+    return {
+        t["name"]: (
+            _id_text(uuid.UUID(str(t["topic_id"]))),
+            tuple(sorted((p["partition_index"], int(p["leader_epoch"])) for p in t["partitions"])),
+        )
+        for t in told
+        if not t["error_code"]
+    }
+
+
 def log_ranges(client: KafkaAdminClient | Reader, topics: Iterable[str]) -> dict[str, dict[int, tuple[int, int]]]:
     """Earliest offset and end offset (exclusive) of every partition; a topic that does not exist is left out."""
-    names = list(topics)
-    asked = client.admin if isinstance(client, Reader) else client
-
-    def ask() -> dict[str, dict[int, tuple[int, int]]]:
-        partitions = [
-            TopicPartition(topic["name"], partition["partition_index"])
-            for topic in asked.describe_topics(names)
-            if not topic["error_code"]
-            for partition in topic["partitions"]
-        ]
-        starts, ends = (
-            asked.list_partition_offsets(dict.fromkeys(partitions, spec), timeout_ms=int(REQUEST_SECONDS * 1000))
-            if partitions
-            else {}
-            for spec in (OffsetSpec.EARLIEST, OffsetSpec.LATEST)
-        )
-        ranges: dict[str, dict[int, tuple[int, int]]] = {}
-        for tp in sorted(partitions):
-            ranges.setdefault(tp.topic, {})[tp.partition] = (starts[tp].offset, ends[tp].offset)
-        return ranges
-
-    return _answer(ask)
+    told = state(client.admin if isinstance(client, Reader) else client, topics)
+    return {topic: {p: (at.start, at.end) for p, at in found.partitions.items()} for topic, found in told.items()}
 
 
-Record = tuple[int, int, bytes | None, bytes | None]  # offset, timestamp in ms, key, value
-
-
-def record_at(reader: Reader, topic: str, partition: int, offset: int) -> Record | None:
-    """Return one record, or None when the log does not hold it (any more). Raises KafkaUnreachable."""
-    return records_at(reader, {(topic, partition): offset}).get((topic, partition))
-
-
-def records_at(reader: Reader, wanted: Mapping[tuple[str, int], int]) -> dict[tuple[str, int], Record]:
-    """Return the record at one offset of each (topic, partition); what the log does not hold (any more) is left out.
-
-    Raises:
-        KafkaUnreachable: the log holds it, but it did not come in time.
-    """
+def _records_at(reader: Reader, wanted: Mapping[tuple[str, int], int]) -> dict[tuple[str, int], Record]:
     ranges = log_ranges(reader, {topic for topic, _ in wanted})
     held = {}
     for (topic, partition), offset in wanted.items():

@@ -1,53 +1,72 @@
-"""What is in the log? Segments, heads, logs, gaps, and the one way to commit a segment.
+"""What is in the log? Segments, origins, heads, gaps, holes, and where they lie.
 
 Kafka's log goes on in Parquet: `<root>/topic=<T>/log=<L>/partition=<P>/<base offset, 20 digits>.parquet`. The file
-name is the commit: HDFS refuses a second file of that name, and every segment is named by the head it continues, so
-two segments cannot overlap, whoever writes them. The raw log and the typed log commit alike, by `commit`.
+name is the commit (`engine.commit`): every segment is named by the head it continues. Beside its segments a
+partition of the raw log has `_origin`, the offset at which it begins, committed once before the first of them.
+
+A segment covers [base, end). Its end is told by the base of the next one; the last one's footer tells it: base + rows,
+or `highwater.end`. Three kinds of offsets have no row. An *accepted gap*, which Kafka deleted before it was ingested,
+is a segment of zero rows. A *hole*, which never was a record for a reader (a transaction's marker, an aborted record,
+one that Kafka's compaction took), lies within a segment whose footer counts and names the holes; `_holes` in the
+partition's folder says that there are such footers to read. Example: of the offsets [100, 106) Kafka gives 100, 101,
+102 and 105, since 103 was aborted and 104 is the marker of that; the segment 100 has four rows, `highwater.end` 106,
+`highwater.holes` 2 and `highwater.missing` "103-105".
+A segment of zero rows with `highwater.closed` closes the log: its base can be taken by nobody any more.
 
 Positions are JSON-shaped everywhere: {topic: {log: {partition: offset}}}, partition as text, offset exclusive.
 """
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import json
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import structlog
 
 from engine.hdfs import Entry
 
 MASTER = "/data/master_dataset"
 EVENTS = "/data/events"
 STAGING = "/data/.staging"
+ORIGIN_FILE, HOLES_FILE = "_origin", "_holes"
 
-# A writer gives its staging up after this time; `compact` frees used names only among staging twice as old.
-WRITER_PATIENCE_SECONDS = 600.0
-# Footer entry of a segment of zero rows: the end offset (exclusive) of an accepted gap.
-GAP_END = b"highwater.end"
+# Footer entries: the end (exclusive) of what a segment covers; how many offsets of it have no row, and which.
+RANGE_END, HOLES, MISSING = b"highwater.end", b"highwater.holes", b"highwater.missing"
+# Footer entry of the segment of zero rows at the end of a log that was closed.
+CLOSED = b"highwater.closed"
 # Only a segment smaller than this can be a gap; footers of larger ones are not read in search of gaps.
 GAP_MAX_BYTES = 8192
-COMMIT_ATTEMPTS = 20
 LISTINGS = 5
+LISTING_PAUSE_SECONDS = 0.2
 
 Position = dict[str, dict[str, dict[str, int]]]
+Place = tuple[str, str, str]  # topic, log, partition
+Range = tuple[int, int]  # [start, end)
+
+RAW_ARROW = pa.schema(
+    [
+        ("key", pa.string()),
+        ("value", pa.string()),
+        ("key_bytes", pa.binary()),
+        ("value_bytes", pa.binary()),
+        ("offset", pa.int64()),
+        ("timestamp", pa.timestamp("us", "UTC")),
+        ("headers", pa.list_(pa.struct([("key", pa.string()), ("value", pa.binary())]))),
+    ]
+)
 
 _SEGMENT = re.compile(r"(\d{20})(?:-(\d{20}))?\.parquet")
-_log = structlog.get_logger("engine.log")
-
-
-class OffsetGap(RuntimeError):
-    """Rows do not continue the head: the first missing offset is named, nothing was committed."""
 
 
 class MasterWentBack(RuntimeError):
-    """The log ends before a position that was already reached: a segment was removed by hand."""
+    """The log does not reach from its origin to a position that was already reached: a segment was removed by hand."""
 
 
 class FileSystem(Protocol):
@@ -55,6 +74,7 @@ class FileSystem(Protocol):
 
     def list(self, path: str, recursive: bool = False) -> list[Entry]: ...
     def status(self, path: str) -> Entry | None: ...
+    def read(self, path: str) -> bytes: ...
     def open_parquet(self, path: str) -> pq.ParquetFile: ...
     def create(self, path: str, data: bytes) -> None: ...
     def mkdirs(self, path: str) -> None: ...
@@ -74,31 +94,59 @@ class Segment:
 
 
 @dataclass(frozen=True)
-class Piece:
-    """A staged file that wants to become a segment: its rows are exactly the offsets [first, end)."""
+class Footer:
+    """What a segment says of itself: rows, end of the range, the holes in it, and whether it closes its log."""
 
-    topic: str
-    log: str
-    partition: str
-    path: str
-    first: int
-    end: int
-    length: int
+    rows: int
+    end: int | None
+    holes: tuple[Range, ...] | None
+    closes: bool
+
+    @property
+    def is_gap(self) -> bool:
+        """Whether this is an accepted gap."""
+        return self.rows == 0 and self.end is not None and self.holes is None and not self.closes
+
+    def end_from(self, base: int) -> int:
+        """The end of a segment with this footer."""
+        return base + self.rows if self.end is None else self.end
 
 
 @dataclass(frozen=True)
 class Partition:
-    """One partition of one log: segments by base, origin, head, accepted gaps as [start, end) pairs."""
+    """One partition of one log: the segments that cover it, each beginning where the one before it ends.
+
+    Args:
+        origin: the first offset that belongs to it.
+        head: the end of its last segment, exclusive.
+        gaps: accepted gaps as [start, end) pairs, ascending; `holes` likewise.
+        begun: its origin is committed (in the older layout it is not).
+        closed: nothing can be committed to it any more.
+        superfluous: segments whose offsets others cover.
+        damage: why it cannot be counted from its origin to its head; empty where it can.
+    """
 
     segments: tuple[Segment, ...]
     origin: int
     head: int
-    gaps: tuple[tuple[int, int], ...] = ()
+    gaps: tuple[Range, ...] = ()
+    holes: tuple[Range, ...] = ()
+    begun: bool = False
+    closed: bool = False
+    superfluous: tuple[Segment, ...] = ()
+    damage: str = ""
 
     def rows_between(self, start: int, end: int) -> int:
-        """Number of rows that lie in [start, end): the offsets less the accepted gaps."""
-        missing = sum(max(0, min(end, gap_end) - max(start, gap_start)) for gap_start, gap_end in self.gaps)
-        return max(0, end - start) - missing
+        """Number of rows that lie in [start, end): the offsets less the accepted gaps and the holes."""
+        return max(0, end - start) - self.gaps_between(start, end) - self.holes_between(start, end)
+
+    def gaps_between(self, start: int, end: int) -> int:
+        """Number of offsets of accepted gaps in [start, end)."""
+        return _within(self.gaps, start, end)
+
+    def holes_between(self, start: int, end: int) -> int:
+        """Number of offsets without a record in [start, end)."""
+        return _within(self.holes, start, end)
 
     def segments_between(self, start: int, end: int) -> list[Segment]:
         """Segments that hold rows of [start, end)."""
@@ -108,80 +156,263 @@ class Partition:
 Partitions = dict[str, dict[str, dict[str, Partition]]]
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Where a partition of a log begins, and what it continues.
+
+    Args:
+        after: the log that was closed for this one, None for the first log of a topic.
+        proof: how Kafka's log was related to the closed one: "continues" it, is the same log "cut" short, is an "other" log,
+            or "unproven" because Kafka no longer holds what could be compared.
+    """
+
+    offset: int
+    after: str | None = None
+    proof: str | None = None
+
+    def to_json(self) -> bytes:
+        return json.dumps({"origin": self.offset, "after": self.after, "proof": self.proof}).encode()
+
+    @classmethod
+    def parsed(cls, data: bytes, path: str) -> Origin:
+        """Raises MasterWentBack naming `path` where the file is damaged."""
+        try:
+            told = json.loads(data)
+            return cls(int(told["origin"]), told.get("after"), told.get("proof"))
+        except (ValueError, KeyError, TypeError) as error:
+            raise MasterWentBack(f"MASTER_WENT_BACK {path} is damaged ({error!r}); restore it from a copy") from error
+
+
+@dataclass
+class _Listed:
+    """What one listing shows of a partition."""
+
+    segments: list[Segment] = field(default_factory=list)
+    origin: Entry | None = None
+    has_holes: bool = False
+
+
 @dataclass
 class LogReader:
     """Reads the layout of a log from HDFS; footers are remembered, because no visible file ever changes."""
 
     fs: FileSystem
     root: str = MASTER
-    _footers: dict[tuple[str, int], tuple[int, int | None]] = field(default_factory=dict)
+    _footers: dict[tuple[str, int, int], Footer] = field(default_factory=dict)
+    _origins: dict[tuple[str, int], Origin] = field(default_factory=dict)
 
     def partitions(self, topics: Iterable[str]) -> Partitions:
         """Return every partition of every log of the topics, as it is on HDFS now."""
         return {topic: self._listed_anew(topic) for topic in topics}
 
+    def sound(self, topics: Iterable[str]) -> Partitions:
+        """Like `partitions`. Raises MasterWentBack naming the first partition that does not reach from origin to head."""
+        found = self.partitions(topics)
+        for topic, log, name, partition in each(found):
+            if partition.damage:
+                raise MasterWentBack(
+                    f"MASTER_WENT_BACK topic '{topic}' log {log} partition {name}: {partition.damage}; "
+                    f"restore {partition_folder(self.root, topic, log, name)} from a copy"
+                )
+        return found
+
     def heads(self, topics: Iterable[str]) -> Position:
         """Return the end (exclusive) of every partition."""
         return position(self.partitions(topics), lambda partition: partition.head)
 
+    def origin_of(self, place: Place) -> Origin | None:
+        """Return what `_origin` says of a partition, None where it is not there."""
+        entry = self.fs.status(f"{partition_folder(self.root, *place)}/{ORIGIN_FILE}")
+        return self._origin(entry) if entry else None
+
     def _listed_anew(self, topic: str) -> dict[str, dict[str, Partition]]:
-        """List again while compaction takes away what was just listed."""
+        """List again while compaction takes away what was just listed; a listing of many files is not one moment."""
         for _ in range(LISTINGS - 1):
             try:
-                return self._of_topic(topic)
+                found = self._of_topic(topic)
+                if not any(partition.damage for by in found.values() for partition in by.values()):
+                    return found
+                time.sleep(LISTING_PAUSE_SECONDS)
             except FileNotFoundError:
                 continue
         return self._of_topic(topic)
 
     def _of_topic(self, topic: str) -> dict[str, dict[str, Partition]]:
+        listed = self._list(topic)
+        partitions = {log: {p: self._partition(files) for p, files in sorted(by.items())} for log, by in listed.items()}
+        # A layer lists for months, and compaction takes files away.
+        folder = f"{self.root}/topic={topic}/"
+        there = {s.path for by in listed.values() for files in by.values() for s in files.segments}
+        for gone in [key for key in self._footers if key[0].startswith(folder) and key[0] not in there]:
+            del self._footers[gone]
+        return partitions
+
+    def _list(self, topic: str) -> dict[str, dict[str, _Listed]]:
         folder = f"{self.root}/topic={topic}"
-        files: dict[str, dict[str, list[Segment]]] = {}
+        listed: dict[str, dict[str, _Listed]] = {}
         for entry in self.fs.list(folder, recursive=True):
             parts = entry.path[len(folder) + 1 :].split("/")
             if entry.is_folder:
                 if len(parts) == 1 and parts[0].startswith("log="):
-                    files.setdefault(parts[0][4:], {})
+                    listed.setdefault(parts[0][4:], {})
                 continue
-            name = _SEGMENT.fullmatch(parts[-1])
-            if len(parts) == 3 and name:
+            if len(parts) != 3:
+                continue
+            files = listed.setdefault(parts[0][4:], {})
+            if parts[2] == ORIGIN_FILE:
+                files.setdefault(parts[1][10:], _Listed()).origin = entry
+            elif parts[2] == HOLES_FILE:
+                files.setdefault(parts[1][10:], _Listed()).has_holes = True
+            elif name := _SEGMENT.fullmatch(parts[2]):
                 end = int(name[2]) if name[2] else None
                 segment = Segment(entry.path, int(name[1]), end, entry.length, entry.modified_ms)
-                files.setdefault(parts[0][4:], {}).setdefault(parts[1][10:], []).append(segment)
-        partitions = {log: {p: self._partition(found) for p, found in sorted(by.items())} for log, by in files.items()}
-        # A layer lists for months, and compaction takes files away.
-        there = {segment.path for by in files.values() for found in by.values() for segment in found}
-        gone = [key for key in self._footers if key[0].startswith(f"{folder}/") and key[0] not in there]
-        for key in gone:
-            del self._footers[key]
-        return partitions
+                files.setdefault(parts[1][10:], _Listed()).segments.append(segment)
+        return {log: {p: x for p, x in by.items() if x.segments or x.origin} for log, by in listed.items()}
 
-    def _partition(self, found: list[Segment]) -> Partition:
-        # What lies inside a wider name was merged into it and is about to be deleted.
-        kept: list[Segment] = []
-        for segment in sorted(found, key=lambda s: (s.base, -(s.end if s.end is not None else s.base))):
-            if not kept or kept[-1].end is None or segment.base >= kept[-1].end:
-                kept.append(segment)
-        gaps = []
-        for number, segment in enumerate(kept):
-            last = number == len(kept) - 1
-            if segment.end is not None or not (last or segment.length < GAP_MAX_BYTES):
+    def _partition(self, listed: _Listed) -> Partition:
+        found = sorted(listed.segments, key=lambda s: (s.base, s.end or 0))
+        committed = self._origin(listed.origin).offset if listed.origin else None
+        if not found:
+            assert committed is not None
+            return Partition((), committed, committed, begun=True)
+        newest = max(found, key=lambda s: (s.end or s.base, s.base))
+        if newest.end is None:
+            end = self.footer(newest).end_from(newest.base)
+            found = [replace(s, end=end) if s is newest else s for s in found]
+        kept, superfluous = chain_of_segments(found)
+        origin = committed if committed is not None else found[0].base
+        damage = ""
+        if kept[0].base != origin:
+            damage = f"it begins at offset {kept[0].base}, its origin is {origin}"
+        elif (hole := _first_break(kept)) is not None:
+            damage = f"no segment holds offset {hole}, though later ones are there"
+        gaps, holes, closed = self._without_rows(kept, listed.has_holes)
+        head = kept[-1].end
+        assert head is not None
+        begun = committed is not None
+        return Partition(tuple(kept), origin, head, gaps, holes, begun, closed, tuple(superfluous), damage)
+
+    def _without_rows(
+        self, kept: Sequence[Segment], has_holes: bool
+    ) -> tuple[tuple[Range, ...], tuple[Range, ...], bool]:
+        gaps: list[Range] = []
+        holes: list[Range] = []
+        closed = False
+        for segment in kept:
+            if not (has_holes or segment is kept[-1] or segment.length < GAP_MAX_BYTES):
                 continue
-            rows, gap_end = self._footer(segment)
-            if gap_end is not None:
-                gaps.append((segment.base, gap_end))
-            if last:
-                kept[number] = replace(segment, end=segment.base + rows if gap_end is None else gap_end)
-        ended = [replace(s, end=s.end if s.end is not None else after.base) for s, after in itertools.pairwise(kept)]
-        ended += kept[-1:]
-        return Partition(tuple(ended), ended[0].base, ended[-1].end or ended[-1].base, tuple(gaps))
+            footer = self.footer(segment)
+            if footer.is_gap:
+                gaps.append((segment.base, footer.end_from(segment.base)))
+            holes += footer.holes or ()
+            closed = footer.closes
+        return tuple(gaps), tuple(holes), closed
 
-    def _footer(self, segment: Segment) -> tuple[int, int | None]:
-        key = (segment.path, segment.length)
+    def _origin(self, entry: Entry) -> Origin:
+        key = (entry.path, entry.modified_ms)
+        if key not in self._origins:
+            self._origins[key] = Origin.parsed(self.fs.read(entry.path), entry.path)
+        return self._origins[key]
+
+    def footer(self, segment: Segment) -> Footer:
+        """Return the footer of a segment. Raises MasterWentBack naming a file that is no Parquet file any more."""
+        key = (segment.path, segment.length, segment.modified_ms)
         if key not in self._footers:
-            metadata = self.fs.open_parquet(segment.path).metadata
-            end = (metadata.metadata or {}).get(GAP_END)
-            self._footers[key] = (metadata.num_rows, int(end) if end is not None else None)
+            self._footers[key] = read_footer(self.fs, segment.path)
         return self._footers[key]
+
+
+def read_footer(fs: FileSystem, path: str) -> Footer:
+    """Read the footer of a segment. Raises FileNotFoundError, or MasterWentBack where it is damaged."""
+    try:
+        metadata = fs.open_parquet(path).metadata
+    except pa.ArrowInvalid as error:
+        raise MasterWentBack(
+            f"MASTER_WENT_BACK {path} is damaged ({str(error).splitlines()[0][:200]}); restore it from a copy, or delete it: "
+            f"the last segment of a partition is read from Kafka again, a typed one is made again"
+        ) from error
+    told = metadata.metadata or {}
+    end = int(told[RANGE_END]) if RANGE_END in told else None
+    holes = parse_ranges(told.get(MISSING, b"")) if HOLES in told else None
+    return Footer(metadata.num_rows, end, holes, CLOSED in told)
+
+
+def parse_ranges(text: bytes) -> tuple[Range, ...]:
+    """Return the ranges of "103-105 117-118": [103, 105) and [117, 118)."""
+    return tuple((int(start), int(end)) for start, _, end in (part.partition(b"-") for part in text.split()))
+
+
+def ranges_text(ranges: Iterable[Range]) -> bytes:
+    return " ".join(f"{start}-{end}" for start, end in ranges).encode()
+
+
+def chain_of_segments(found: Sequence[Segment]) -> tuple[list[Segment], list[Segment]]:
+    """Choose the segments that lead from the first base to the furthest end, each beginning where the one before it ends.
+
+    A merged segment `<base>-<end>` and its members cover the same offsets; a merge that overtook another one may even
+    cover a part of it. So the widest segment is taken from which the furthest end can still be reached.
+
+    Args:
+        found: ascending by base; an end is None where the next larger base is meant.
+
+    Returns:
+        The chosen segments with their ends, and the others. Where no chain reaches the furthest end, as much of one as
+        can be had, and what lies behind the break.
+    """
+    bases = sorted({s.base for s in found})
+    ended = []
+    for segment in found:
+        after = bisect.bisect_right(bases, segment.base)
+        told = segment.end if segment.end is not None else bases[after] if after < len(bases) else segment.base
+        ended.append(replace(segment, end=told))
+    furthest = max(s.end or 0 for s in ended)
+    by_base: dict[int, list[Segment]] = {}
+    for segment in ended:
+        by_base.setdefault(segment.base, []).append(segment)
+    reaches: dict[int, bool] = {furthest: True}
+    for base in reversed(bases):
+        # A segment of zero offsets (it closes the log) ends where it begins, at the furthest end.
+        reaches[base] = base == furthest or any(reaches.get(s.end or 0, False) for s in by_base[base])
+    kept: list[Segment] = []
+    at = bases[0]
+    while True:
+        fitting = [s for s in by_base.get(at, ()) if s not in kept]
+        if not fitting:
+            later = [base for base in bases if base > at]
+            if not later or at >= furthest:
+                break
+            at = later[0]
+            continue
+        best = max(fitting, key=lambda s: (reaches.get(s.end or 0, False), s.end or 0))
+        kept.append(best)
+        at = best.end or 0
+        if best.end == best.base:
+            break
+    return kept, [s for s in ended if s not in kept]
+
+
+def _first_break(kept: Sequence[Segment]) -> int | None:
+    for before, after in itertools.pairwise(kept):
+        if before.end != after.base:
+            return before.end
+    return None
+
+
+def _within(ranges: Sequence[Range], start: int, end: int) -> int:
+    first = max(0, bisect.bisect_right(ranges, (start, start)) - 1)
+    total = 0
+    for low, high in ranges[first:]:
+        if low >= end:
+            break
+        total += max(0, min(end, high) - max(start, low))
+    return total
+
+
+def each(where: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[tuple[str, str, str, Any]]:
+    """Return (topic, log, partition, value) of everything that a position, or a mapping of its shape, names."""
+    return [
+        (topic, log, p, value) for topic, logs in where.items() for log, by in logs.items() for p, value in by.items()
+    ]
 
 
 def position(partitions: Partitions, of: Callable[[Partition], int]) -> Position:
@@ -198,9 +429,7 @@ def covers(further: Position, other: Position) -> bool:
     """True if `further` is at least as far as `other` in every partition that `other` names."""
     return all(
         offset_in(further, topic, log, partition, -1) >= offset
-        for topic, logs in other.items()
-        for log, partitions in logs.items()
-        for partition, offset in partitions.items()
+        for topic, log, partition, offset in each(other)
         if offset > 0
     )
 
@@ -216,6 +445,12 @@ def present_log(fs: FileSystem, topic: str, topic_id: str, root: str = MASTER) -
     return f"{topic_id}.{max(numbered)}" if numbered else topic_id
 
 
+def next_log(log: str) -> str:
+    """Return the name of the log that follows a closed one of the same topic id."""
+    stem, _, number = log.partition(".")
+    return f"{stem}.{int(number or 1) + 1}"
+
+
 def partition_folder(root: str, topic: str, log: str, partition: str) -> str:
     return f"{root}/topic={topic}/log={log}/partition={partition}"
 
@@ -224,142 +459,5 @@ def segment_path(root: str, topic: str, log: str, partition: str, base: int) -> 
     return f"{partition_folder(root, topic, log, partition)}/{base:020d}.parquet"
 
 
-def commit(
-    fs: FileSystem,
-    root: str,
-    read_heads: Callable[[], Mapping[tuple[str, str, str], int]],
-    stage: Callable[[Mapping[tuple[str, str, str], int], str], list[Piece]],
-    name: str,
-    clock: Callable[[], float] = time.monotonic,
-) -> list[Piece]:
-    """Commit everything that `stage` finds at or above the heads; return the pieces that we published.
-
-    Args:
-        root: the tree that the segments belong to.
-        read_heads: asks HDFS for the head (or the wanted start, where a log has none) of each (topic, log, partition).
-        stage: given the heads and a fresh staging folder, writes every row with offset >= head and says what it wrote.
-        name: of this writer, part of the staging path.
-        clock: seconds; only differences count.
-
-    Returns only when every head has reached the end of what `stage` was asked to write.
-
-    Raises:
-        OffsetGap: the rows do not start at the head or are not contiguous.
-        RuntimeError: other writers won every race.
-    """
-    published: list[Piece] = []
-    for attempt in range(COMMIT_ATTEMPTS):
-        staging = f"{STAGING}/{name}-{time.time_ns()}-{attempt}"
-        heads = read_heads()
-        asked = clock()
-        try:
-            pieces = sorted(
-                stage(heads, staging), key=lambda piece: (piece.topic, piece.log, piece.partition, piece.first)
-            )
-            _check_contiguous(pieces, heads)
-            done = _publish_all(fs, root, pieces, asked, clock)
-        finally:
-            fs.delete(staging, recursive=True)
-        published += done
-        if len(done) == len(pieces):
-            return published
-    raise RuntimeError(
-        f"{name}: {COMMIT_ATTEMPTS} times another writer was first; is a second ingest of this domain running?"
-    )
-
-
-def publish(fs: FileSystem, piece: Piece, target: str) -> bool:
-    """Rename a staged file to its name; False if somebody else was first, or if we cannot know: then read the head again."""
-    try:
-        fs.rename(piece.path, target)
-        return True
-    except FileExistsError:
-        _log.warning("LOST_RACE", topic=piece.topic, log=piece.log, partition=piece.partition, offset=piece.first)
-        return False
-    except (OSError, RuntimeError) as error:
-        # The answer may be lost after the rename happened: only "staging gone and our length at the target" is a yes.
-        there = fs.status(target)
-        if fs.status(piece.path) is None and there is not None and there.length == piece.length:
-            return True
-        _log.warning("rename in doubt", target=target, error=str(error).splitlines()[0][:200])
-        return False
-
-
-def gap_segment(start: int, end: int, schema: pa.Schema) -> bytes:
-    """Return a Parquet file of zero rows that commits the accepted gap [start, end)."""
-    if not start < end:
-        raise ValueError(f"a gap must have offsets, not [{start}, {end})")
-    out = pa.BufferOutputStream()
-    with pq.ParquetWriter(out, schema, compression="zstd") as writer:
-        writer.write_table(schema.empty_table())
-        writer.add_key_value_metadata({GAP_END: str(end).encode()})
-    return bytes(out.getvalue())
-
-
-def staged_pieces(fs: FileSystem, staging: str, logs: Mapping[str, str] | None = None) -> list[Piece]:
-    """Read back what was staged under `topic=/[log=/]partition=` folders.
-
-    Args:
-        logs: topic → log, where the staging folders do not name it.
-
-    Raises:
-        OffsetGap: the offsets inside one file are not contiguous.
-    """
-    pieces = []
-    for entry in fs.list(staging, recursive=True):
-        if entry.is_folder or not entry.name.endswith(".parquet"):
-            continue
-        keys = dict(part.split("=", 1) for part in entry.path[len(staging) + 1 :].split("/")[:-1])
-        parquet = fs.open_parquet(entry.path)
-        if parquet.metadata.num_rows == 0:
-            continue
-        offsets = parquet.read(columns=["offset"]).column("offset").to_numpy()
-        first, end = int(offsets[0]), int(offsets[-1]) + 1
-        if end - first != len(offsets) or (len(offsets) > 1 and int((offsets[1:] - offsets[:-1]).max()) != 1):
-            steps = (offsets[1:] - offsets[:-1]) != 1
-            missing = int(offsets[:-1][steps][0]) + 1 if steps.any() else first
-            raise OffsetGap(
-                f"OFFSET_GAP topic '{keys['topic']}' partition {keys['partition']}: offset {missing} is missing in [{first}, {end})"
-            )
-        log = keys.get("log") or (logs or {})[keys["topic"]]
-        pieces.append(Piece(keys["topic"], log, keys["partition"], entry.path, first, end, entry.length))
-    return pieces
-
-
 def to_json(where: Position) -> str:
     return json.dumps(where, sort_keys=True, separators=(",", ":"))
-
-
-def _check_contiguous(pieces: list[Piece], heads: Mapping[tuple[str, str, str], int]) -> None:
-    ends = dict(heads)
-    for piece in pieces:
-        key = (piece.topic, piece.log, piece.partition)
-        wanted = ends.get(key, piece.first)
-        if piece.first != wanted:
-            raise OffsetGap(
-                f"OFFSET_GAP topic '{piece.topic}' partition {piece.partition}: head is {wanted}, the next rows start at {piece.first}; "
-                f"first missing offset {wanted}"
-            )
-        ends[key] = piece.end
-
-
-def _publish_all(
-    fs: FileSystem, root: str, pieces: list[Piece], asked: float, clock: Callable[[], float]
-) -> list[Piece]:
-    done: list[Piece] = []
-    stopped: set[tuple[str, str, str]] = set()
-    for piece in pieces:
-        key = (piece.topic, piece.log, piece.partition)
-        if key in stopped:
-            continue
-        if clock() - asked > WRITER_PATIENCE_SECONDS:
-            _log.warning(
-                "staging given up", seconds=round(clock() - asked), topic=piece.topic, partition=piece.partition
-            )
-            break
-        fs.mkdirs(partition_folder(root, *key))
-        if publish(fs, piece, segment_path(root, *key, piece.first)):
-            done.append(piece)
-        else:
-            stopped.add(key)
-    return done

@@ -30,17 +30,16 @@ from engine import chain as chains
 from engine import observe
 from engine import store as stores
 from engine.cassandra import Cassandra, CassandraUnavailable
-from engine.chain import Epoch
+from engine.chain import Epoch, continues
 from engine.domain import DeclarationError, Domain
-from engine.epochs import continues
 from engine.hdfs import Hdfs, HdfsUnavailable
 from engine.log import LogReader, covers
 from engine.query import open_database
 from engine.replica import manifest_of, snapshot_of
 from engine.settings import SettingsError, add_flags, environment, from_args
-from engine.snapshot import Loader, Snapshot, nothing
+from engine.snapshot import Loader, Snapshot, fallen, nothing
 from engine.store import MANIFEST, NO_DIGEST, Place, Pointer, Run, Version
-from engine.versions import definition_followed
+from engine.versions import VersionUnknown, definition_followed, definition_of
 
 # Readers may still be busy with what the pointer named so long ago; a cursor holds its snapshot for 5 minutes.
 GRACE_SECONDS = 900.0
@@ -77,7 +76,11 @@ class Writer:
     def allowed(self, snapshot: Snapshot, choice: int, pinned: bool) -> bool:
         """True if coverage does not go back, or an operator chose so since the pointer moved."""
         before = self.pointer
-        return before is None or covers(snapshot.coverage, before.coverage) or (pinned and choice > before.choice)
+        if before is None or (pinned and choice > before.choice):
+            return True
+        return covers(
+            snapshot.coverage, fallen(before.coverage, before.chain, [snapshot.chain], snapshot.domain.topics)
+        )
 
     def publish(self, snapshot: Snapshot, epoch: EpochRows, choice: int, pinned: bool) -> bool:
         """Write what the store lacks of a snapshot, then move the pointer to it; False if another writer was first.
@@ -167,7 +170,8 @@ class Writer:
         run, first, last = before.run, snapshot.first or 0, snapshot.last or 0
         if not run.first <= first <= run.last + 1 or last < run.last:
             return None
-        joins = last == run.last or continues(run.end, epoch(run.last + 1)[0].start)
+        # The number of the run's last epoch may have been given to another one since.
+        joins = epoch(run.last)[0].end == run.end if first <= run.last else continues(run.end, epoch(first)[0].start)
         return run if joins else None
 
     def _register(self, place: Place) -> None:
@@ -190,7 +194,10 @@ class Materialiser:
     _pruned: float = float("-inf")
 
     def __post_init__(self) -> None:
-        self.domain = definition_followed(self.fs, self.domain)
+        try:
+            self.domain = definition_followed(self.fs, self.domain)
+        except VersionUnknown as error:  # the loader says nothing either, until an operator chooses another one
+            _log.error("refused", domain=self.domain.name, reason=str(error))
         self.loader = Loader(self.fs, self.domain, self.database, self.clock)
         self._begin()
 
@@ -255,7 +262,7 @@ class Materialiser:
             self._coming = None
             return
         if self._coming is None or self._coming.domain.definition_hash != target.definition_hash:
-            self._coming = Loader(self.fs, Domain.from_json(target.definition), self.database, self.clock)
+            self._coming = Loader(self.fs, definition_of(target), self.database, self.clock)
         then, pinned = self._coming.poll(), self._coming.pinned
         if then is None:
             return

@@ -83,6 +83,8 @@ class QueryMetrics:
         self._every = of(Gauge, "trigger_interval_seconds", "Pause between two micro-batches")
         self._number = of(Gauge, "epoch", "Number of the newest epoch in the chain") if layer == "stream" else None
         self._chain = of(Gauge, "chain", "Number of the chain") if layer == "stream" else None
+        damaged = "Damaged chains and epochs that were set aside"
+        self._aside = of(Counter, "set_aside_total", damaged) if layer == "stream" else None
         # From Spark, by its listener.
         self._triggers = of(Counter, "triggers_total", "Micro-batches that Spark finished")
         self._read = of(Counter, "input_rows_total", "Rows that Spark read; a race or a replay reads some again")
@@ -99,6 +101,7 @@ class QueryMetrics:
             self._rows.labels(domain.name, topic)
         self._commit.labels(domain.name).set_to_current_time()
         self._every.labels(domain.name).set(every)
+        self.set_aside(domain.name, 0)
 
     def committed(
         self,
@@ -127,6 +130,10 @@ class QueryMetrics:
         self._seconds.labels(domain).observe(seconds)
         if files:
             self._commit.labels(domain).set_to_current_time()
+
+    def set_aside(self, domain: str, damaged: int) -> None:
+        if self._aside:
+            self._aside.labels(domain).inc(damaged)
 
     def epoch(self, domain: str, chain: int, number: int, counts: Mapping[str, Any]) -> None:
         """Note what an epoch says of itself: {topic: {log: {partition: {"good": n, problem: n}}}}."""
@@ -186,10 +193,12 @@ class BatchMetrics:
         self._held = of(Gauge, "held_reports", "Reports that a check held back in that version")
         self._typed = of(Counter, "typed_rows_total", "Rows added to the typed log", "topic")
         self._compacted = of(Counter, "compacted_segments_total", "Small segments that were merged away")
+        self._aside = of(Counter, "set_aside_total", "Damaged versions and choices that were set aside")
         for domain in domains:
             for outcome in ("ok", "failed"):
                 self._runs.labels(domain.name, outcome)
             self._compacted.labels(domain.name)
+            self._aside.labels(domain.name)
             for topic in domain.topics:
                 self._typed.labels(domain.name, topic)
             if every:
@@ -212,7 +221,7 @@ class BatchMetrics:
             self._seconds.labels(domain).set(time.time() - began)
 
     def health(self) -> tuple[bool, dict[str, Any]]:
-        """What `/health` answers; a run that fails ends the process."""
+        """What `/health` answers; how runs end is counted, and the process tries again or ends."""
         return True, {"status": "ok", "running": self._running or None}
 
     def typed(self, domain: str, rows: Mapping[str, int]) -> None:
@@ -222,6 +231,9 @@ class BatchMetrics:
 
     def compacted(self, domain: str, segments: int) -> None:
         self._compacted.labels(domain).inc(segments)
+
+    def set_aside(self, domain: str, damaged: int) -> None:
+        self._aside.labels(domain).inc(damaged)
 
     def version(self, domain: str, manifest: Any) -> None:
         """Note the manifest of the version that is the newest after the run."""

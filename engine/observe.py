@@ -10,17 +10,18 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, NoReturn
 
 import structlog
 
 from engine.settings import Settings
 
-EXIT_FAULT = 1  # a named fault that a restart does not heal
+EXIT_FAULT = 1  # a named fault: a person has to look, though a supervisor tries it again every few minutes
 EXIT_USAGE = 2  # a wrong setting or flag
-EXIT_AGAIN = 75  # start me again: another definition, a dead service (EX_TEMPFAIL of sysexits.h)
+EXIT_AGAIN = 75  # start me again: another definition, a dead service, what nobody foresaw (EX_TEMPFAIL of sysexits.h)
 
 # A micro-batch may take this long to finish after a stop signal.
 STOP_SECONDS = 120
@@ -38,7 +39,11 @@ AWAY = (
     "common.errors.TimeoutException",
     "SparkContext was shut down",
     "Cannot call methods on a stopped SparkContext",
+    # Kafka's log changed below the query. The next start compares it with what is stored, and names what is really lost.
+    "KAFKA_DATA_LOSS",
 )
+# What the JVM's HDFS client says where a folder belongs to somebody else; a restart does not heal it.
+REFUSED = "AccessControlException"
 
 
 class StartAgain(RuntimeError):
@@ -98,35 +103,73 @@ def start_logging(settings: Settings) -> None:
 def exit_codes(
     usage: tuple[type[Exception], ...], faults: tuple[type[Exception], ...], again: tuple[type[Exception], ...]
 ) -> Iterator[None]:
-    """Turn an operator's mistake, a named fault or "start me again" into one line and its exit code; a bug keeps its traceback.
+    """Turn whatever ends a process into one line and an exit code.
 
-    A service that was away in the middle of Spark's work is "start me again", too.
+    An operator's mistake is 2 and a named fault is 1. All else is 75, start me again: what nobody foresaw (a DataNode killed in
+    mid-write, a full disk, a topic unknown for a moment) is healed by a restart more often than not, and a bug is no worse
+    for one. Its traceback is printed before the line.
     """
     # HDFS refuses a user: see `python -m engine.prepare folders`.
     named: tuple[type[Exception], ...] = (PermissionError, *faults)
     try:
         yield
     except again as error:  # first: a service that is away is an OSError, too
-        print(f"start again: {error}", file=sys.stderr)
-        sys.exit(EXIT_AGAIN)
+        _leave("start again", str(error), EXIT_AGAIN)
     except usage as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(EXIT_USAGE)
+        _leave("error", str(error), EXIT_USAGE)
+    except named as error:
+        _leave("fault", str(error), EXIT_FAULT)
     except Exception as error:
-        if said := _away(error):
-            print(f"start again: {said}", file=sys.stderr)
-            sys.exit(EXIT_AGAIN)
-        if not isinstance(error, named):
-            raise
-        print(f"fault: {error}", file=sys.stderr)
-        sys.exit(EXIT_FAULT)
+        # Spark passes on what its JVM raised as text, causes included.
+        said = _text(error) if type(error).__module__.partition(".")[0] in ("py4j", "pyspark") else ""
+        if refused := _line_with((REFUSED,), said):
+            _leave("fault", refused, EXIT_FAULT)
+        if away := _line_with(AWAY, said):
+            _leave("start again", away, EXIT_AGAIN)
+        with suppress(OSError):
+            traceback.print_exception(error)
+        first = next(iter(_text(error).splitlines()), "")[:300]
+        cause = _root_cause(said) or f"{type(error).__name__}: {first}"
+        _leave("start again", f"unforeseen {cause}", EXIT_AGAIN)
 
 
-def _away(error: Exception) -> str:
-    """The line in which Spark's error names a service that is away; empty if it does not."""
-    if type(error).__module__.partition(".")[0] not in ("py4j", "pyspark"):
-        return ""
-    return next((line.strip()[:300] for line in str(error).splitlines() if any(sign in line for sign in AWAY)), "")
+def _leave(what: str, why: str, code: int) -> NoReturn:
+    with suppress(OSError):  # the log may lie on the disk that is full
+        print(f"{what}: {why}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _text(error: Exception) -> str:
+    """What an error says; py4j asks the JVM for it, which may be gone."""
+    try:
+        return str(error)
+    except Exception:
+        return "its text died with the JVM"
+
+
+def _line_with(signs: tuple[str, ...], text: str) -> str:
+    return next((line.strip()[:300] for line in text.splitlines() if any(sign in line for sign in signs)), "")
+
+
+def _root_cause(text: str) -> str:
+    """The innermost cause that a Java stack trace names, empty if it names none."""
+    causes = [line.strip() for line in text.splitlines() if line.strip().startswith("Caused by: ")]
+    return causes[-1].removeprefix("Caused by: ")[:300] if causes else ""
+
+
+@contextmanager
+def outcome(codes: set[int], faults: tuple[type[Exception], ...], again: tuple[type[Exception], ...]) -> Iterator[None]:
+    """Tell a failure as `exit_codes` does, and add its code to `codes` instead of leaving: what stands beside it goes on."""
+    try:
+        with exit_codes((), faults, again):
+            yield
+    except SystemExit as left:
+        codes.add(int(left.code or 0))
+
+
+def worst(codes: Iterable[int]) -> int:
+    """Return the exit code that says most: a fault needs a person, "start again" a supervisor."""
+    return max(codes, key=lambda code: (0, EXIT_AGAIN, EXIT_USAGE, EXIT_FAULT).index(code))
 
 
 class Ending:

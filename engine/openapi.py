@@ -33,8 +33,10 @@ _ANSWER = {
 _LEDGER = (
     "`good`, `problems` and `gaps` are counted below the batch `horizon`, `speed` between horizon and `speed_end`. `raw` and "
     "`typed` are the rows below `raw_head` and `typed_head`; `pending` is what lies above the typed head up to Kafka's end. "
-    "`balanced`: horizon - origin = good + problems + gaps; speed_end - horizon = speed good + problems + gaps; as many raw as "
-    "typed rows lie below the typed head; horizon <= typed_head <= raw_head <= kafka_end. `kafka_start` and `kafka_end` are null "
+    "`holes` are offsets below `raw_head` that have no record, such as a transaction's marker. `balanced`: horizon - origin = good + "
+    "problems + gaps + holes; speed_end - horizon = speed good + problems + gaps + holes; as many raw as typed rows lie below the "
+    "typed head; horizon <= typed_head <= raw_head <= kafka_end. `only_hdfs`: rows of a closed log that Kafka lost. `lost`: null, or "
+    "`from` which offset on the speed layer had counted rows of a log that Kafka lost before they were mirrored. `kafka_start` and `kafka_end` are null "
     "for a log that Kafka no longer has, or while it gives no answer."
 )
 

@@ -35,10 +35,11 @@ def planned(fs: Hdfs, domain: Domain, parent: Manifest, full: bool = False, type
         elif retyped[stream.topic]:
             old = before.get(stream.topic)
             said = domain.to_json()["streams"][domain.topics.index(stream.topic)]
-            why = f"its schema changed: {', '.join(_different(old, said))}" if old else "it is new"
+            why = f"its schema changed: {', '.join(_different(old, said)) or 'the decoder'}" if old else "it is new"
         else:
             why = "what was ingested since" if done else "nothing is typed yet"
         lines.append(f"  topic {stream.topic}: {raw - done:,} of {raw:,} rows to type; {why}")
+    lines += [f"  topic {topic}: no longer declared" for topic in parent.schema_hashes if topic not in domain.topics]
     views = {v["name"]: v for v in parent.definition.get("views", ())}
     for view, said in zip(domain.views, domain.to_json()["views"], strict=True):
         entry = parent.views.get(view.name)
@@ -76,7 +77,7 @@ def _different(old: dict[str, Any] | None, new: dict[str, Any]) -> list[str]:
     found = []
     for name, value in new.items():
         was = (old or {}).get(name)
-        if was == value:
+        if was == value or name == "hash":
             continue
         if isinstance(value, dict) and isinstance(was, dict):
             entries = [key for key in {**was, **value} if was.get(key) != value.get(key)]

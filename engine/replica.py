@@ -17,11 +17,11 @@ import structlog
 
 from engine import store as stores
 from engine import versions
-from engine.chain import Epoch, parsed_epoch
+from engine.chain import Epoch, continues, parsed_epoch
 from engine.domain import Domain
-from engine.epochs import Blocks, continues, stored, view_rows
+from engine.epochs import Blocks, stored, view_rows
 from engine.log import covers
-from engine.snapshot import Snapshot, nothing
+from engine.snapshot import Snapshot, fallen, nothing
 from engine.store import MANIFEST, Pointer, Run, Store, Torn
 from engine.versions import Manifest
 
@@ -83,7 +83,12 @@ class Replica:
         """True if coverage does not go back, or an operator chose so."""
         if self.current is None or self._pointer is None:
             return True
-        return covers(pointer.coverage, self.current.coverage) or pointer.choice > self._pointer.choice
+        return (
+            covers(
+                pointer.coverage, fallen(self.current.coverage, self.current.chain, [pointer.chain], self.domain.topics)
+            )
+            or pointer.choice > self._pointer.choice
+        )
 
     def _snapshot(self, pointer: Pointer, manifest: Manifest) -> Snapshot:
         now, before = self.current, self._pointer

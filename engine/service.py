@@ -25,8 +25,9 @@ from engine.query import open_database
 from engine.replica import Replica, reopened
 from engine.reply import Cursors, Problem
 from engine.settings import Settings
-from engine.snapshot import Loader, Snapshot
+from engine.snapshot import Loader, Snapshot, fallen
 from engine.store import Torn
+from engine.versions import definition_of
 from engine.watch import Watch
 
 HOLD_SECONDS = 300.0
@@ -112,11 +113,17 @@ class Service:
             self._coming.pop(name, None)
             return
         if name not in self._coming or self._coming[name][0].domain.definition_hash != target.definition_hash:
-            domain = Domain.from_json(target.definition)
+            domain = definition_of(target)
             self._coming[name] = self._loader(domain), Watch(domain)
         coming, watch = self._coming[name]
         now, then = loader.current, coming.poll()
-        if then is None or (now and loader.pinned is None and not covers(then.coverage, now.coverage)):
+        if then is None:
+            return
+        # What it covered of topics that the definition has left is of no matter any more.
+        needed = (
+            fallen(now.coverage, now.chain, [then.chain], coming.domain.topics) if now and loader.pinned is None else {}
+        )
+        if not covers(then.coverage, needed):
             return
         watch.look(self._raw, self._ids)
         watch.take_over(self.watches[name])
@@ -128,8 +135,14 @@ class Service:
 
     def look(self) -> None:
         """List the logs of every domain."""
+        failed: Exception | None = None
         for watch in self.watches.values():
-            watch.look(self._raw, self._ids)
+            try:
+                watch.look(self._raw, self._ids)
+            except Exception as error:  # the other domains go on
+                failed = failed or error
+        if failed:
+            raise failed
         if self.store:
             self.heard["HDFS"] = self.clock()
 
@@ -301,9 +314,12 @@ class Service:
         worrying = []
         for name, loader in self.loaders.items():
             if loader.current is not None:
-                stale = self.watches[name].staleness(loader.current, now)
-                if stale > 60:
-                    worrying.append(f"domain '{name}' is {stale:.0f} s behind Kafka")
+                stale, bound = self.watches[name].staleness(loader.current, now), self.settings.ready_staleness
+                behind = f"domain '{name}' is {stale:.0f} s behind Kafka"
+                if bound and stale > bound:
+                    failing.append(f"{behind}, READY_STALENESS allows {bound:g}")
+                elif stale > 60:
+                    worrying.append(behind)
                 worrying += [f"{m['reason']}: {m}" for m in self.watches[name].missing(loader.current)]
         return failing, worrying
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-ENV_FILE = Path(__file__).resolve().parent.parent / ".env"
+ENV_FILE = Path(os.environ.get("HIGHWATER_ENV_FILE") or Path(__file__).resolve().parent.parent / ".env")
 
 _UNITS = {"ms": 0.001, "millisecond": 0.001, "s": 1.0, "sec": 1.0, "second": 1.0, "m": 60.0, "min": 60.0}
 _UNITS |= {"minute": 60.0, "h": 3600.0, "hour": 3600.0, "d": 86400.0, "day": 86400.0}
@@ -201,6 +201,11 @@ class Settings:
     )
     serving_poll_ms: int = _is(
         "300", _integer(10, 60_000), "Milliseconds between two looks for new versions and epochs."
+    )
+    ready_staleness: float = _is(
+        "0",
+        _number(0, 31 * 86_400, "a number from 0 to 2678400"),
+        "Seconds behind Kafka beyond which serving says that it is not ready; 0 = however old.",
     )
     serving_store: str = _is(
         "hdfs",

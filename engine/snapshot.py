@@ -20,12 +20,14 @@ import structlog
 
 from engine import chain as chains
 from engine import versions
-from engine.chain import Chain, Epoch
+from engine.chain import HOLE, Chain, Epoch
+from engine.derived import Damaged
 from engine.domain import Domain, View
 from engine.epochs import Epochs, stored
-from engine.log import Position, covers
+from engine.hdfs import Entry
+from engine.log import Position, covers, each, offset_in
 from engine.measures import stored_schema
-from engine.versions import Choice, Manifest
+from engine.versions import Choice, Manifest, restricted
 
 NO_FIT_SECONDS = 60.0
 # A version whose files do not say what its manifest says is looked at again after this time.
@@ -82,7 +84,7 @@ class Snapshot:
         for counts in (self.manifest.counts, self.counts):
             for problems in (p for logs in counts.values() for parts in logs.values() for p in parts.values()):
                 for problem, number in problems.items():
-                    if problem not in ("good", "gap"):
+                    if problem not in ("good", HOLE):
                         total[problem] = total.get(problem, 0) + number
         return dict(sorted(total.items()))
 
@@ -95,6 +97,10 @@ class Pair:
     chain: Chain | None
     epochs: tuple[Epoch, ...]
     coverage: Position
+
+    @property
+    def chain_number(self) -> int:
+        return self.chain.number if self.chain else 0
 
     @property
     def reach(self) -> int:
@@ -112,11 +118,12 @@ class Loader:
     clock: Callable[[], float] = time.monotonic
     current: Snapshot | None = None
     relist_seconds: float = 5.0
-    _manifests: dict[int, Manifest] = field(default_factory=dict)
-    _versions: dict[int, tuple[dict[str, pa.Table], dict[str, pa.Table]]] = field(default_factory=dict)
-    _refused: dict[int, float] = field(default_factory=dict)
+    # By the folder as it was listed, by `Manifest.identity`, by the file as it was listed: a number may be deleted and given anew.
+    _manifests: dict[Entry, Manifest] = field(default_factory=dict)
+    _versions: dict[tuple[int, str], tuple[dict[str, pa.Table], dict[str, pa.Table]]] = field(default_factory=dict)
+    _refused: dict[Entry, float] = field(default_factory=dict)
     target: Manifest | None = None
-    _choice: tuple[int, Choice | None] = (0, None)
+    _choice: tuple[dict[int, Entry], Choice | None] = field(default_factory=lambda: ({}, None))
     _pinned: int | None = None
     _unfit_since: float | None = None
     _said: set[str] = field(default_factory=set)
@@ -142,9 +149,9 @@ class Loader:
     @property
     def pinned(self) -> int | None:
         """The version that a rollback fixed, None where the newest of its line is served."""
-        number = versions.choice_number(self.fs, self.domain.name)
-        if number != self._choice[0]:
-            self._choice = number, versions.choice(self.fs, self.domain.name)
+        files = versions.choices(self.fs, self.domain.name)
+        if files != self._choice[0]:
+            self._choice = files, versions.choice(self.fs, self.domain.name)
         chosen = self._choice[1]
         return chosen.version if chosen and not chosen.follow else None
 
@@ -155,59 +162,55 @@ class Loader:
         try:
             self.current = self._snapshot(ranked[0])
         except (ValueError, KeyError, FileNotFoundError) as error:
-            version = ranked[0].manifest.version
-            self._say("refused", f"version {version}: {error}")
-            if version == 0:
+            refused = ranked[0].manifest
+            self._say("refused", f"version {refused.version}: {error}")
+            if refused.version == 0:
                 raise
-            self._refused[version] = self.clock()
+            self._refused |= {e: self.clock() for e, m in self._manifests.items() if m.identity == refused.identity}
             return False
         self._forget(ranked[0])
         return True
 
     def _pairs(self, manifests: list[Manifest], pinned: int | None) -> list[Pair]:
         """For each chain the newest version that fits it, and the newest version alone."""
-        # The stream continues its newest chain only, so an older one than ours matters for a rollback alone.
+        # The stream continues its newest chain only, so an older one than ours, if that is there, matters for a rollback alone.
         rolling_back = pinned is not None and pinned != self._pinned
-        oldest = self.current.chain.number if self.current and self.current.chain and not rolling_back else -1
-        pairs = [Pair(manifests[0], None, (), manifests[0].horizon)] if manifests else []
-        for chain in self._chains():
+        known, ours = chains.chains(self.fs, self.domain.name), self.current.chain if self.current else None
+        oldest = ours.number if ours in known and ours and not rolling_back else -1
+        horizons = {m.identity: restricted(m.horizon, self.domain.topics) for m in manifests}
+        pairs = [Pair(manifests[0], None, (), horizons[manifests[0].identity])] if manifests else []
+        for chain in known:
             if chain.definition_hash != self.domain.definition_hash or chain.number < oldest:
                 continue
             zero = versions.version_zero(self.domain.name, chain.definition_hash, chain.start)
             for manifest in (*manifests, *([zero] if chain.version == 0 and self._choice[1] is None else [])):
                 epochs = self._reader.after(chain, manifest)
                 if epochs is not None:
-                    begun = overlaid(chain.start, manifest.horizon)  # where the horizon is silent: the origin
+                    # Where the horizon is silent: the origin.
+                    begun = overlaid(chain.start, horizons.get(manifest.identity, {}))
                     pairs.append(Pair(manifest, chain, epochs, overlaid(begun, epochs[-1].end if epochs else {})))
                     break
         return pairs
 
-    def _chains(self) -> list[Chain]:
-        try:
-            return chains.chains(self.fs, self.domain.name)
-        except (ValueError, TypeError) as error:
-            self._say("refused", f"a chain.json of {chains.SPEED}/{self.domain.name} is damaged: {error}")
-            return []
-
     def _usable(self) -> list[Manifest]:
         """Manifests of this definition that may be served, newest first; `target` becomes the newest of any definition."""
         found = []
-        numbers = versions.numbers(self.fs, self.domain.name)
-        self._manifests = {number: m for number, m in self._manifests.items() if number in numbers}
-        self._refused = {number: at for number, at in self._refused.items() if number in numbers}
-        for number in numbers:
-            refused = self._refused.get(number)
+        folders = versions.folders(self.fs, self.domain.name)
+        self._manifests = {entry: m for entry, m in self._manifests.items() if folders.get(m.version) == entry}
+        self._refused = {entry: at for entry, at in self._refused.items() if entry in folders.values()}
+        for number, entry in folders.items():
+            refused = self._refused.get(entry)
             if refused is not None and self.clock() - refused < REFUSED_SECONDS:
                 continue
             try:
-                if number not in self._manifests:
-                    self._manifests[number] = versions.manifest(self.fs, self.domain.name, number)
+                if entry not in self._manifests:
+                    self._manifests[entry] = versions.manifest(self.fs, self.domain.name, number)
             except FileNotFoundError:
                 continue  # being pruned
-            except ValueError as error:
-                self._say("refused", str(error))
+            except Damaged as damage:
+                self._say("refused", str(damage))
                 continue
-            found.append(self._manifests[number])
+            found.append(self._manifests[entry])
         try:
             served = versions.allowed(found, self._choice[1])
         except versions.VersionUnknown as error:
@@ -218,10 +221,19 @@ class Loader:
 
     def _ranked(self, pairs: list[Pair], pinned: int | None) -> list[Pair]:
         """The pairs that may be served, best first."""
-        ahead = sorted(pairs, key=lambda pair: (pair.manifest.version, pair.reach), reverse=True)
+        chains_there = [pair.chain for pair in pairs]
+        # What counts rows that are in no log is no answer any more, however far it reaches.
+        topics = self.domain.topics
+        pairs = [
+            p
+            for p in pairs
+            if covers(fallen(p.coverage, p.chain, chains_there, topics), restricted(p.coverage, topics))
+        ]
+        # Of two chains the newer one goes on.
+        ahead = sorted(pairs, key=lambda pair: (pair.manifest.version, pair.chain_number, pair.reach), reverse=True)
         if self.current is None:
-            return sorted(pairs, key=lambda pair: (pair.reach, pair.manifest.version), reverse=True)
-        coverage = self.current.coverage
+            return sorted(pairs, key=lambda pair: (pair.reach, pair.manifest.version, pair.chain_number), reverse=True)
+        coverage = fallen(self.current.coverage, self.current.chain, chains_there, topics)
         allowed = [pair for pair in ahead if covers(pair.coverage, coverage)]
         if not allowed and pinned is not None and pinned != self._pinned and pinned < self.current.manifest.version:
             _log.warning("rollback", domain=self.domain.name, version=pinned, instead_of=self.current.manifest.version)
@@ -231,7 +243,7 @@ class Loader:
     @property
     def choice_number(self) -> int:
         """Number of the newest choice of an operator that was read, 0 if there never was one."""
-        return self._choice[0]
+        return self._choice[1].number if self._choice[1] else 0
 
     def epoch(self, number: int) -> tuple[Epoch, dict[str, pa.Table]]:
         """Return an epoch of the current snapshot as it was read: its footer, and view → stored rows."""
@@ -240,11 +252,10 @@ class Loader:
 
     def _is_current(self, pair: Pair) -> bool:
         now = self.current
-        last = pair.epochs[-1].number if pair.epochs else None
-        return now is not None and (now.manifest.version, now.chain, now.last) == (
-            pair.manifest.version,
-            pair.chain,
-            last,
+        return (
+            now is not None
+            and (now.manifest.identity, now.chain) == (pair.manifest.identity, pair.chain)
+            and (now.first is None if not pair.epochs else _ends_with(now, pair.epochs[-1]))
         )
 
     def _snapshot(self, pair: Pair) -> Snapshot:
@@ -255,7 +266,8 @@ class Loader:
         if (
             now
             and epochs
-            and (now.manifest.version, now.chain, now.first) == (manifest.version, pair.chain, epochs[0].number)
+            and (now.manifest.identity, now.chain, now.first) == (manifest.identity, pair.chain, epochs[0].number)
+            and any(_ends_with(now, epoch) for epoch in epochs)
         ):
             fresh = [epoch for epoch in epochs if epoch.number > (now.last or 0)]
         grown = [now.counts] if now and len(fresh) < len(epochs) else []
@@ -277,7 +289,7 @@ class Loader:
             if epochs
             else manifest.created_at or (pair.chain.created_at if pair.chain else ""),
         )
-        if now is None or (now.manifest.version, now.chain) != (manifest.version, pair.chain):
+        if now is None or (now.manifest.identity, now.chain) != (manifest.identity, pair.chain):
             number = pair.chain.number if pair.chain else None
             _log.info("snapshot", domain=self.domain.name, version=manifest.version, chain=number, epochs=len(epochs))
         return snapshot
@@ -285,10 +297,10 @@ class Loader:
     def _version(self, manifest: Manifest) -> tuple[dict[str, pa.Table], dict[str, pa.Table]]:
         if manifest.version == 0:
             return nothing(self.domain), {}
-        if manifest.version not in self._versions:
+        if manifest.identity not in self._versions:
             views = {view.name: self._batch_rows(manifest, view) for view in self.domain.views}
-            self._versions[manifest.version] = views, self._reports(manifest)
-        return self._versions[manifest.version]
+            self._versions[manifest.identity] = views, self._reports(manifest)
+        return self._versions[manifest.identity]
 
     def _batch_rows(self, manifest: Manifest, view: View) -> pa.Table:
         said = manifest.views[view.name]
@@ -313,17 +325,18 @@ class Loader:
     def _files(self, folder: str, names: list[str]) -> pa.Table | None:
         tables = []
         for name in names:
+            data = self.fs.read(f"{folder}/{name}")
             try:
-                tables.append(pq.read_table(pa.BufferReader(self.fs.read(f"{folder}/{name}"))))
-            except pa.ArrowInvalid as error:
-                raise ValueError(f"{folder}/{name}: damaged: {error}") from error
+                tables.append(pq.read_table(pa.BufferReader(data)))
+            except (pa.ArrowInvalid, OSError) as error:  # the bytes are here: OSError is said of their contents
+                raise Damaged(f"{folder}/{name}", error) from error
         return pa.concat_tables(tables) if tables else None
 
     def _forget(self, pair: Pair) -> None:
         if pair.chain is not None and pair.epochs:
             self._reader.forget(pair.chain, pair.epochs[0].number)
-        for version in [v for v in self._versions if v != pair.manifest.version]:
-            del self._versions[version]
+        for identity in [i for i in self._versions if i != pair.manifest.identity]:
+            del self._versions[identity]
 
     def _watch_fit(self, newest: int) -> None:
         if self.current is None or newest <= self.current.manifest.version:
@@ -339,6 +352,29 @@ class Loader:
         if text not in self._said:
             self._said.add(text)
             _log.warning(what, domain=self.domain.name, reason=text)
+
+
+def fallen(coverage: Position, chain: Chain | None, later: Sequence[Chain | None], topics: Sequence[str]) -> Position:
+    """Return how far an answer about these topics must reach at least to follow one with this coverage and chain.
+
+    That is as far, except where a later chain says that rows which were counted are in no log: a topic was made anew, or Kafka
+    lost the end of a log, before ingest had them.
+    """
+    coverage = restricted(coverage, topics)
+    for following in later:
+        if following is None or chain is None or following.number <= chain.number:
+            continue
+        lowest: Position = {}
+        for topic, lg, p, offset in each(following.lost):
+            if offset_in(coverage, topic, lg, p, -1) > offset:
+                lowest.setdefault(topic, {}).setdefault(lg, {})[p] = offset
+        coverage = overlaid(coverage, lowest)
+    return coverage
+
+
+def _ends_with(snapshot: Snapshot, epoch: Epoch) -> bool:
+    """True if an epoch, and no other of its number, is the last one of a snapshot."""
+    return (snapshot.last, snapshot.created_at) == (epoch.number, epoch.created_at)
 
 
 def nothing(domain: Domain) -> dict[str, pa.Table]:

@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+import zlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import structlog
 
 from engine import chain as chain_of
-from engine import kafka, log, versions
-from engine.chain import KEYS, KEYS_TYPE, Chain, Epoch
-from engine.continuity import DataExpired, LogReplaced
+from engine import derived, log, versions
+from engine.chain import HOLE, KEYS, KEYS_TYPE, Chain, Epoch
+from engine.commit import OffsetGap
+from engine.continuity import DataExpired, check_continuity, mirrored, verdicts
+from engine.derived import Damaged
 from engine.domain import Domain
-from engine.duplicates import KeyWindow, Place
+from engine.duplicates import KeyWindow
 from engine.events import typed_root
-from engine.hdfs import Hdfs
 from engine.horizon import overlay
-from engine.log import LogReader, OffsetGap, Position, offset_in
+from engine.kafka import KafkaLogs, TopicState
+from engine.log import FileSystem, LogReader, Partitions, Place, Position, Range, each, offset_in, present_log
+from engine.mirror import by_topic, present_logs
 from engine.observe import StartAgain
-from engine.settings import Settings
 from engine.versions import Manifest
+
+# Ingest commits the origins when it starts; who starts beside it waits this long.
+ORIGIN_PATIENCE_SECONDS = 60.0
+ORIGIN_PAUSE_SECONDS = 1.0
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 _log = structlog.get_logger("engine.speed")
 
@@ -40,6 +50,7 @@ class NextEpoch:
         trim: SQL that leaves out rows below the chain's end, or None where there are none.
         duplicates: topic, partition, offset of the rows that repeat a key.
         valid: per partition (offset, unique key) of the rows that decode and pass every rule, duplicates included.
+        counts, last: as in `Epoch`.
     """
 
     number: int
@@ -50,6 +61,7 @@ class NextEpoch:
     valid: dict[Place, list[tuple[int, str]]]
     counts: dict[str, Any]
     event_time_max: str | None
+    last: dict[str, Any]
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -76,63 +88,71 @@ class SpeedLog:
 
     def __init__(
         self,
-        fs: Hdfs,
+        fs: FileSystem,
         domain: Domain,
-        ids: dict[str, str],
+        kafka: KafkaLogs,
+        state: dict[str, TopicState],
         logs: dict[str, str],
-        clients: tuple[Any, kafka.Reader],
         chain: Chain,
         epochs: list[Epoch],
     ) -> None:
-        self.fs, self.domain, self.ids, self.logs = fs, domain, ids, logs
-        self.admin, self.consumer = clients
+        self.fs, self.domain, self.kafka, self.logs = fs, domain, kafka, logs
+        self.generations = {topic: told.generation for topic, told in state.items()}
         self.chain, self.epochs = chain, epochs
-        self.seen: tuple[list[int], int] = ([], -1)
+        self.set_aside = 0
+        self.seen: Any = None
+        self._born = self.fs.status(f"{chain.folder}/chain.json")
         self.keys = self._remembered_keys()
 
     @classmethod
-    def open(cls, fs: Hdfs, domain: Domain, settings: Settings) -> SpeedLog:
+    def open(cls, fs: FileSystem, domain: Domain, kafka: KafkaLogs) -> SpeedLog:
         """Continue the newest chain that the newest version fits, else begin a new one at that version's horizon.
 
         Raises:
-            StartAgain: the newest version has another definition, or the typed log is being rebuilt.
+            StartAgain: the newest version has another definition, an origin is not committed yet, or the typed log is being rebuilt.
+            LogReplaced: Kafka's log is not the one that the master dataset has.
             DataExpired: Kafka no longer has what follows the chain's end.
         """
-        admin, consumer = kafka.admin(settings), kafka.consumer(settings)
-        kafka.ensure_topics(settings, domain.streams)
-        ids = kafka.topic_ids(admin, domain.topics)
-        logs = {topic: log.present_log(fs, topic, ids[topic]) for topic in domain.topics}
-        ranges = kafka.log_ranges(consumer, domain.topics)
+        raw, state, logs = _proved(fs, domain, kafka)
+        origins = {t: {lg: {p: part.origin for p, part in raw[t][lg].items()}} for t, lg in logs.items()}
         newest = versions.followed(fs, domain)
         _refuse_other_definition(domain, newest)
-        raw = LogReader(fs).partitions(domain.topics)
-        chains = chain_of.chains(fs, domain.name)
-        chain, epochs = None, []
-        for known in reversed(chains):
-            found = chain_of.epochs(fs, domain.name, known.number)
-            whole = len(found) == len(chain_of.epoch_numbers(fs, domain.name, known.number))
-            present = all(chain_of.speaks_of(known, topic, lg) for topic, lg in logs.items())
-            same = whole and present and known.definition_hash == domain.definition_hash
-            if (
-                same
-                and chain_of.fits(known, found, newest.horizon, newest.version) is not None
-                and not _beyond_closed_logs(known, found, logs, raw)
-            ):
-                chain, epochs = known, found
-                break
-        while chain is None:
-            number = max((c.number for c in chains), default=0) + 1
-            origins = _origins(logs, ranges, raw)
-            start = _start_at(newest, origins)
-            chain = chain_of.begin(fs, domain, number, newest.version, start, origins, datetime.now(UTC).isoformat())
-            chains = chain_of.chains(fs, domain.name)
-        opened = cls(fs, domain, ids, logs, (admin, consumer), chain, epochs)
-        opened._check_kafka(ranges, newest)
+        aside: list[str] = []
+
+        def damaged(damage: Damaged) -> None:
+            derived.set_aside(fs, damage.path, damage)
+            aside.append(damage.path)
+
+        def attempt() -> SpeedLog | None:
+            lost: Position = {}
+            for known in reversed(chain_of.chains(fs, domain.name, damaged)):
+                found = chain_of.epochs(fs, domain.name, known.number, damaged)
+                whole = len(found) == len(chain_of.epoch_numbers(fs, domain.name, known.number))
+                whole = whole and not chain_of.closed(fs, domain.name, known.number)
+                present = all(chain_of.speaks_of(known, topic, lg) for topic, lg in logs.items())
+                same = whole and present and known.definition_hash == domain.definition_hash
+                fallen = _lost(known, found, logs, raw, start, kafka, state)
+                if same and not fallen and chain_of.fits(known, found, newest.horizon, newest.version) is not None:
+                    return cls(fs, domain, kafka, state, logs, known, found)
+                lost = overlay(fallen, lost)
+            number, now = chain_of.next_number(fs, domain.name), datetime.now(UTC).isoformat()
+            begun = chain_of.begin(fs, domain, number, newest.version, start, origins, now, lost)
+            return cls(fs, domain, kafka, state, logs, begun, []) if begun else None
+
+        start = _start_at(newest, origins)
+        opened = None
+        while opened is None:  # another stream job began a chain, or an epoch was damaged: look again at what is there
+            try:
+                opened = derived.listed_again(attempt)
+            except Damaged as damage:
+                damaged(damage)
+        opened.set_aside = len(aside)
+        opened._refuse_expired(state, newest)
         _log.info(
             "chain",
             domain=domain.name,
-            chain=chain.number,
-            epochs=len(epochs),
+            chain=opened.chain.number,
+            epochs=len(opened.epochs),
             version=newest.version,
             keys=len(opened.keys),
         )
@@ -147,10 +167,23 @@ class SpeedLog:
     def next_number(self) -> int:
         return self.epochs[-1].number + 1 if self.epochs else 0
 
-    def starting_offsets(self) -> dict[str, dict[str, int]]:
-        """Return Spark's startingOffsets: the chain's end, earliest for a partition that it does not know."""
-        ranges = kafka.log_ranges(self.consumer, self.domain.topics)
-        return {t: {str(p): offset_in(self.end, t, lg, str(p), -2) for p in ranges[t]} for t, lg in self.logs.items()}
+    def next_offsets(self) -> dict[tuple[str, int], int]:
+        """Return where each (topic, partition) of Kafka is read on."""
+        return {
+            (topic, p): offset_in(self.end, topic, self.logs[topic], str(p), self._origin(topic, str(p)))
+            for topic, (_, partitions) in self.generations.items()
+            for p, _ in partitions
+        }
+
+    def _origin(self, topic: str, p: str) -> int:
+        """Where a partition begins that the chain does not know yet."""
+        lg = self.logs[topic]
+        if (known := offset_in(self.chain.origins, topic, lg, p, -1)) >= 0:
+            return known
+        origin = LogReader(self.fs).origin_of((topic, lg, p))
+        if origin is None:
+            raise StartAgain(_no_origin(topic, p))
+        return origin.offset
 
     def follow_versions(self) -> None:
         """Look for new versions and for epochs that went away.
@@ -162,15 +195,15 @@ class SpeedLog:
         self.check_topics()
         there = chain_of.epoch_numbers(self.fs, self.domain.name, self.chain.number)
         last = self.next_number - 1
-        whole = there == list(range(there[0], last + 1)) if there else last < 0 and self._begun()
-        if not whole:
+        whole = there == list(range(there[0], last + 1)) if there else last < 0
+        if not whole or not self._begun():
             raise NewChain(
                 f"chain {self.chain.number} has lost epochs; {last + 1} were written, {len(there)} are there"
             )
         pruned = [epoch for epoch in self.epochs if there and epoch.number >= there[0]]
-        numbers = versions.numbers(self.fs, self.domain.name)
-        seen = (numbers[-1:], versions.choice_number(self.fs, self.domain.name))
-        if (not numbers or seen == self.seen) and len(pruned) == len(self.epochs):
+        folders = versions.folders(self.fs, self.domain.name)
+        seen = folders, versions.choices(self.fs, self.domain.name)
+        if (not folders or seen == self.seen) and len(pruned) == len(self.epochs):
             return
         self.epochs = pruned
         newest = versions.followed(self.fs, self.domain)
@@ -180,62 +213,86 @@ class SpeedLog:
         self.seen = seen
 
     def check_topics(self) -> None:
-        """Raise NewChain if a topic was deleted or made anew: asked before and after a micro-batch is read."""
-        if kafka.topic_ids(self.admin, self.domain.topics) != self.ids:
-            raise NewChain(f"a topic of {self.domain.name} was deleted or made anew")
+        """Raise NewChain unless Kafka's logs are those that were proved: asked before and after a micro-batch is read."""
+        now = self.kafka.generations(self.domain.topics)
+        for topic, (topic_id, leaders) in self.generations.items():
+            if topic not in now or now[topic][0] != topic_id:
+                raise NewChain(f"topic '{topic}' was deleted or made anew")
+            if not set(leaders) <= set(now[topic][1]):
+                raise NewChain(
+                    f"topic '{topic}': a broker was away; whether its log continues the chain is proved anew"
+                )
+            if present_log(self.fs, topic, topic_id) != self.logs[topic]:
+                raise NewChain(f"topic '{topic}': log {self.logs[topic]} was closed, a new one begins")
 
     def _begun(self) -> bool:
-        return self.fs.status(f"{self.chain.folder}/chain.json") is not None
+        """True if our chain is there, and not another one under its number."""
+        return self._born is not None and self.fs.status(f"{self.chain.folder}/chain.json") == self._born
 
-    def next_epoch(self, positions: pa.Table) -> NextEpoch | None:
-        """Return the epoch that these rows make, or None if the chain has all of them already.
+    def next_epoch(
+        self, positions: pa.Table, planned: Mapping[tuple[str, int], tuple[int | None, int]]
+    ) -> NextEpoch | None:
+        """Return the epoch that a micro-batch makes, or None if the chain has all of it already.
 
         Args:
-            positions: topic, log, partition, offset, ukey, problem, event_time of every row of the micro-batch.
+            positions: topic, log, partition, offset, ukey, problem, event_time, kafka_time, crc of every row of the micro-batch.
+            planned: (topic, partition) → the offsets that it was asked for (start None: where the partition begins); what has no
+                row among them is a hole.
 
         Raises:
-            OffsetGap: the rows do not continue the chain.
+            NewChain: it begins above the chain's end.
+            OffsetGap: rows lie elsewhere, or an offset came twice.
+            DataExpired: offsets are missing, and Kafka has deleted them.
         """
         start = self.end
-        end = start
-        counts: dict[str, Any] = {}
-        valid: dict[Place, list[tuple[int, str]]] = {}
-        doubles: list[tuple[str, str, int]] = []
-        trimmed = False
-        newest: datetime | None = None
-        for place, rows in _by_partition(positions).items():
-            first_wanted = offset_in(start, *place, int(rows["offset"][0].as_py()))
-            fresh = rows.filter(pc.greater_equal(rows["offset"], first_wanted))
-            trimmed = trimmed or fresh.num_rows < rows.num_rows
-            if fresh.num_rows == 0:
-                continue
-            offsets = fresh["offset"].to_pylist()
-            _check_contiguous(place, offsets, first_wanted)
-            keys, problems = fresh["ukey"].to_pylist(), fresh["problem"].to_pylist()
-            valid[place] = [(o, k) for o, k, problem in zip(offsets, keys, problems, strict=True) if problem is None]
-            repeated = set(self.keys.duplicates(place, valid[place]))
-            doubles += [(place[0], place[2], offset) for offset in repeated]
-            tally: dict[str, int] = {}
-            for offset, problem in zip(offsets, problems, strict=True):
-                name = problem or ("duplicate" if offset in repeated else "good")
-                tally[name] = tally.get(name, 0) + 1
-            counts.setdefault(place[0], {}).setdefault(place[1], {})[place[2]] = tally
-            good = [
-                t
-                for o, t, problem in zip(offsets, fresh["event_time"].to_pylist(), problems, strict=True)
-                if problem is None and o not in repeated
-            ]
-            newest = max([*good, *([newest] if newest else [])], default=None)
-            end = overlay(end, {place[0]: {place[1]: {place[2]: offsets[-1] + 1}}})
-        if not counts:
+        todo = self._to_do(planned)
+        if not todo:
             return None
-        columns = list(zip(*doubles, strict=True)) or [(), (), ()]
-        schema = pa.schema([("topic", pa.string()), ("partition", pa.string()), ("offset", pa.int64())])
-        duplicates = pa.table([pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)], schema=schema)
-        moment = newest.isoformat() if newest else None
+        rows_of = _by_partition(positions)
+        epoch = _Building()
+        trimmed = False
+        for place, (first, end) in todo.items():
+            rows = rows_of.get(place, positions.slice(0, 0))
+            fresh = rows.filter(pc.greater_equal(rows["offset"], first))
+            trimmed = trimmed or fresh.num_rows < rows.num_rows
+            _check_offsets(place, fresh["offset"], first, end)
+            epoch.add(place, fresh, (first, end), self.keys)
+        if epoch.holes:
+            self._refuse_loss(todo)
+        last = {t: {lg: {p: offset for p, (_, offset) in by.items()}} for (t, lg), by in _grouped(todo).items()}
         return NextEpoch(
-            self.next_number, start, end, _trim(start) if trimmed else None, duplicates, valid, counts, moment
+            self.next_number,
+            start,
+            overlay(start, last),
+            _trim(start) if trimmed else None,
+            epoch.duplicates_table(),
+            epoch.valid,
+            epoch.counts,
+            _iso(epoch.newest),
+            epoch.last,
         )
+
+    def _to_do(self, planned: Mapping[tuple[str, int], tuple[int | None, int]]) -> dict[Place, Range]:
+        """Return what of a micro-batch lies at or above the chain's end."""
+        todo = {}
+        for (topic, number), (begin, end) in planned.items():
+            place = topic, self.logs[topic], str(number)
+            at = offset_in(self.end, *place, -1)
+            at = self._origin(topic, str(number)) if at < 0 else at
+            if begin is not None and begin > at:
+                raise NewChain(f"topic '{topic}' partition {number}: read from {begin}, the chain ends at {at}")
+            if at < end:
+                todo[place] = (at, end)
+        return todo
+
+    def _refuse_loss(self, todo: Mapping[Place, Range]) -> None:
+        state = self.kafka.state(self.domain.topics)
+        for (topic, _, p), (start, _) in todo.items():
+            kafka_start = state[topic].partitions[int(p)].start if topic in state else start
+            if kafka_start > start:
+                raise DataExpired(
+                    f"DATA_EXPIRED topic '{topic}' partition {p} [{start}, {kafka_start}): Kafka deleted these offsets while they were read"
+                )
 
     def append(self, following: NextEpoch, partials: dict[str, pa.Table], write: Callable[[str, bytes], None]) -> bool:
         """Commit an epoch; False if another stream job was first: the chain's end has been read again."""
@@ -251,6 +308,7 @@ class SpeedLog:
             events=events,
             event_time_max=following.event_time_max,
             created_at=datetime.now(UTC).isoformat(),
+            last=following.last,
         )
         data = chain_of.epoch_file(self.domain, epoch, partials, _keys_table(following.valid))
         if chain_of.append(self.fs, self.chain, following.number, data, write):
@@ -267,7 +325,14 @@ class SpeedLog:
     def _catch_up(self) -> None:
         for number in chain_of.epoch_numbers(self.fs, self.domain.name, self.chain.number):
             if number == self.next_number:
-                epoch, table = chain_of.read_epoch(self.fs, self.domain.name, self.chain.number, number)
+                try:
+                    epoch, table = chain_of.read_epoch(self.fs, self.domain.name, self.chain.number, number)
+                except (FileNotFoundError, Damaged) as error:
+                    raise NewChain(f"chain {self.chain.number} has lost epoch {number}: {error}") from error
+                if not chain_of.continues(self.end, epoch.start):
+                    raise NewChain(
+                        f"chain {self.chain.number} epoch {number} does not start where the one before it ends"
+                    )
                 self.epochs.append(epoch)
                 self._remember(table)
 
@@ -310,23 +375,102 @@ class SpeedLog:
         for place, rows in _by_partition(chain_of.rows_of(epoch, KEYS)).items():
             self.keys.remember(place, zip(rows["offset"].to_pylist(), rows["ukey"].to_pylist(), strict=True))
 
-    def _check_kafka(self, ranges: dict[str, dict[int, tuple[int, int]]], newest: Manifest) -> None:
-        for topic, lg in self.logs.items():
-            for p, (kafka_start, kafka_end) in ranges[topic].items():
-                at = offset_in(self.end, topic, lg, str(p), kafka_start)
-                if at < kafka_start:
+    def _refuse_expired(self, state: Mapping[str, TopicState], newest: Manifest) -> None:
+        for topic, told in state.items():
+            for p, kafka in told.partitions.items():
+                at = offset_in(self.end, topic, self.logs[topic], str(p), kafka.start)
+                if at < kafka.start:
                     raise DataExpired(
-                        f"DATA_EXPIRED topic '{topic}' partition {p}: Kafka starts at offset {kafka_start}, version {newest.version} and its epochs end at {at}; "
-                        f"{kafka_start - at} offsets only in the master dataset; run batch_layer.py --domain {self.domain.name}"
+                        f"DATA_EXPIRED topic '{topic}' partition {p}: Kafka starts at offset {kafka.start}, version {newest.version} and its epochs end at {at}; "
+                        f"{kafka.start - at} offsets only in the master dataset; run batch_layer.py --domain {self.domain.name}"
                     )
-                if at > kafka_end:
-                    raise LogReplaced(
-                        f"LOG_REPLACED topic '{topic}' partition {p}: the chain ends at {at}, Kafka at {kafka_end}; if the broker lost its disk: "
-                        f"ingest_layer.py --domain {self.domain.name} --new-log {topic}"
-                    )
+
+
+class _Building:
+    """The parts of an epoch, partition by partition."""
+
+    def __init__(self) -> None:
+        self.counts: dict[str, Any] = {}
+        self.valid: dict[Place, list[tuple[int, str]]] = {}
+        self.last: dict[str, Any] = {}
+        self.holes = 0
+        self.newest: int | None = None
+        self._doubles: list[tuple[str, str, int]] = []
+
+    def add(self, place: Place, rows: pa.Table, covered: Range, keys: KeyWindow) -> None:
+        """Count the rows of a partition that were read from the range it covers."""
+        topic, lg, p = place
+        offsets, problems = rows["offset"].to_pylist(), rows["problem"].to_pylist()
+        valid = [
+            (o, k) for o, k, problem in zip(offsets, rows["ukey"].to_pylist(), problems, strict=True) if problem is None
+        ]
+        repeated = set(keys.duplicates(place, valid))
+        self.valid[place] = valid
+        self._doubles += [(topic, p, offset) for offset in repeated]
+        tally: dict[str, int] = {}
+        for offset, problem in zip(offsets, problems, strict=True):
+            name = problem or ("duplicate" if offset in repeated else "good")
+            tally[name] = tally.get(name, 0) + 1
+        if holes := covered[1] - covered[0] - len(offsets):
+            tally[HOLE] = holes
+            self.holes += holes
+        self.counts.setdefault(topic, {}).setdefault(lg, {})[p] = tally
+        # As integers: a sender may have set a time that no datetime holds.
+        times = pc.cast(rows["event_time"], pa.int64()).to_pylist()
+        good = [
+            t
+            for o, t, x in zip(offsets, times, problems, strict=True)
+            if x is None and o not in repeated and t is not None
+        ]
+        self.newest = max([*good, *([self.newest] if self.newest is not None else [])], default=None)
+        if offsets:
+            stamp = pc.cast(rows["kafka_time"], pa.int64())[-1].as_py() // 1000
+            self.last.setdefault(topic, {}).setdefault(lg, {})[p] = [offsets[-1], stamp, rows["crc"][-1].as_py()]
+
+    def duplicates_table(self) -> pa.Table:
+        """Return topic, partition, offset of the rows that repeat a key."""
+        columns = list(zip(*self._doubles, strict=True)) or [(), (), ()]
+        schema = pa.schema([("topic", pa.string()), ("partition", pa.string()), ("offset", pa.int64())])
+        return pa.table([pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)], schema=schema)
+
+
+def _proved(
+    fs: FileSystem, domain: Domain, kafka: KafkaLogs
+) -> tuple[Partitions, dict[str, TopicState], dict[str, str]]:
+    """Return the raw logs, Kafka's state and the present logs, once every origin is there and Kafka continues what is stored."""
+    deadline = time.monotonic() + ORIGIN_PATIENCE_SECONDS
+    while True:
+        raw = LogReader(fs).sound(domain.topics)
+        state = kafka.state(domain.topics)
+        if absent := [topic for topic in domain.topics if topic not in state]:
+            raise StartAgain(f"Kafka has no topic '{absent[0]}' at this moment")
+        logs = present_logs(fs, state)
+        missing = [
+            (topic, p)
+            for topic, lg in logs.items()
+            for p in state[topic].partitions
+            if str(p) not in raw[topic].get(lg, {})
+        ]
+        if not missing:
+            break
+        if time.monotonic() > deadline:
+            raise StartAgain(_no_origin(*missing[0]))
+        time.sleep(ORIGIN_PAUSE_SECONDS)
+    for topic, found in by_topic(verdicts(fs, kafka, mirrored(logs, raw), state)).items():
+        check_continuity(topic, found, domain.name)
+    return raw, state, logs
+
+
+def _no_origin(topic: str, p: object) -> str:
+    return f"topic '{topic}' partition {p}: its origin is not committed yet; is ingest_layer.py running?"
 
 
 def _refuse_other_definition(domain: Domain, newest: Manifest) -> None:
+    if not domain.is_of_this_code:
+        raise StartAgain(
+            f"code_changed domain {domain.name}: version {newest.version} was made by a decoder or measures of another version than this "
+            f"code has, and cannot be completed; run batch_layer.py --domain {domain.name}; until then serving shows it as it is"
+        )
     if newest.definition_hash != domain.definition_hash:
         raise StartAgain(
             f"definition_changed domain {domain.name}: version {newest.version} has definition {newest.definition_hash}, this process "
@@ -334,25 +478,41 @@ def _refuse_other_definition(domain: Domain, newest: Manifest) -> None:
         )
 
 
-def _beyond_closed_logs(chain: Chain, epochs: list[Epoch], logs: dict[str, str], raw: log.Partitions) -> bool:
-    """True if the chain counted rows of a log that was closed before they reached the master dataset: they are in no log."""
-    end = epochs[-1].end if epochs else chain.start
-    return any(
-        lg != logs[topic] and offset > (raw[topic][lg][p].head if p in raw[topic].get(lg, {}) else 0)
-        for topic, by_log in end.items()
-        for lg, partitions in by_log.items()
-        for p, offset in partitions.items()
-    )
+def _lost(
+    chain: Chain,
+    epochs: list[Epoch],
+    logs: Mapping[str, str],
+    raw: Partitions,
+    start: Position,
+    kafka: KafkaLogs,
+    state: Mapping[str, TopicState],
+) -> Position:
+    """Return from where on a chain counted rows that are in no log, per partition; empty if it did not.
 
-
-def _origins(logs: dict[str, str], ranges: dict[str, dict[int, tuple[int, int]]], raw: log.Partitions) -> Position:
-    """Return where each partition of the present logs began: its first segment, or Kafka's log start before there is one."""
-    origins: Position = {}
-    for topic, lg in logs.items():
-        for p, (kafka_start, _) in ranges[topic].items():
-            mirrored = raw[topic].get(lg, {}).get(str(p))
-            origins.setdefault(topic, {}).setdefault(lg, {})[str(p)] = mirrored.origin if mirrored else kafka_start
-    return origins
+    A log may have been closed before they reached the master dataset, or Kafka's was cut below the chain's end.
+    """
+    lost: Position = {}
+    stamps: dict[tuple[str, int], list[int]] = {}
+    for epoch in epochs:
+        for topic, lg, p, stamp in each(epoch.last):
+            if logs.get(topic) == lg:
+                stamps[topic, int(p)] = stamp
+    live = kafka.records_at({place: stamp[0] for place, stamp in stamps.items()}) if stamps else {}
+    for topic, lg, p, end in each(epochs[-1].end if epochs else chain.start):
+        if topic not in logs:
+            continue
+        stored = raw[topic].get(lg, {}).get(p)
+        if lg != logs[topic]:
+            head = stored.head if stored else 0
+            if end > head:
+                lost.setdefault(topic, {}).setdefault(lg, {})[p] = head
+            continue
+        place = topic, int(p)
+        at, record = state[topic].partitions.get(int(p)), live.get(place)
+        other = record is not None and [record[0], record[1], zlib.crc32(record[3] or b"")] != stamps[place]
+        if at is None or end > at.end or other:
+            lost.setdefault(topic, {}).setdefault(lg, {})[p] = offset_in(start, topic, lg, p, 0)
+    return lost
 
 
 def _start_at(newest: Manifest, origins: Position) -> Position:
@@ -380,14 +540,27 @@ def _by_partition(rows: pa.Table) -> dict[Place, pa.Table]:
     return split
 
 
-def _check_contiguous(place: Place, offsets: list[int], wanted: int) -> None:
-    if offsets[0] != wanted or offsets[-1] - offsets[0] + 1 != len(offsets):
-        missing = next(
-            (o for o, found in zip(range(wanted, offsets[-1] + 1), offsets, strict=False) if o != found), wanted
-        )
+def _check_offsets(place: Place, offsets: pa.ChunkedArray, first: int, end: int) -> None:
+    found = offsets.to_numpy()
+    if len(found) and (found[0] < first or found[-1] >= end or (np.diff(found) <= 0).any()):
         raise OffsetGap(
-            f"OFFSET_GAP topic '{place[0]}' partition {place[2]}: the chain ends at {wanted}; first missing offset {missing}"
+            f"OFFSET_GAP topic '{place[0]}' partition {place[2]}: [{first}, {end}) planned, rows in [{found[0]}, {found[-1] + 1}) read, or one twice"
         )
+
+
+def _grouped(ranges: Mapping[Place, Range]) -> dict[tuple[str, str], dict[str, Range]]:
+    grouped: dict[tuple[str, str], dict[str, Range]] = {}
+    for (topic, lg, p), covered in ranges.items():
+        grouped.setdefault((topic, lg), {})[p] = covered
+    return grouped
+
+
+def _iso(micros: int | None) -> str | None:
+    """ISO-8601 text of epoch µs in UTC; None for a time that no datetime holds."""
+    try:
+        return None if micros is None else (EPOCH + timedelta(microseconds=micros)).isoformat()
+    except OverflowError:
+        return None
 
 
 def _trim(start: Position) -> str:

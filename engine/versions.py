@@ -17,17 +17,22 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from engine import derived
+from engine.derived import Damaged
 from engine.domain import Domain
+from engine.hdfs import Entry
 from engine.log import STAGING, FileSystem, Position
 
 VIEWS = "/data/batch_views"
 VERSIONS = f"{VIEWS}/_versions"
 SERVED = f"{VIEWS}/_served"
+# The newest numbers that were taken (`engine.derived`), beside what bears them, so that they survive its deletion.
+TAKEN_VERSIONS, TAKEN_CHOICES = f"{VIEWS}/_taken/versions", f"{VIEWS}/_taken/choices"
 
 
 class VersionUnknown(LookupError):
@@ -42,12 +47,13 @@ class Manifest:
         horizon: H, {topic: {log: {partition: offset}}}, exclusive.
         views: view → {"hash", "rows", "files", "bytes"}; files are names inside the version's folder.
         reports: report → {"rows", "files", "status": "ok" | "held", "failed_checks", "version"}; `version` is the one
-            whose files are meant. Where checks hold the newest rows back it is an older one, or None if there never was one,
-            `held_since` the first version of which this is true, and `failed_checks` {check: {"passed", measured value…}}.
-        counts: {topic: {log: {partition: {"good": n, problem: n, "gap": n}}}} of the typed rows below the horizon.
+            whose files are meant. Where checks, or an error, hold the newest rows back it is an older one, or None if there
+            never was one, `held_since` the first version of which this is true, `failed_checks` {check: {"passed", measured
+            value…}}, and `error` what Spark said.
+        counts: {topic: {log: {partition: {"good": n, problem: n}}}} of the typed rows below the horizon.
         digests: {topic: {log: {partition: text}}}, an additive digest of the raw values below the horizon.
         line: number of the candidate that this version goes back to, 0 if to none.
-        definition: `Domain.to_json` of what it was built from.
+        definition: `Domain.to_json` of what it was built from; `definition_of` reads it.
         unknown: {topic: {field: rows}} of the fields that the schema does not know, of rows that decode below the horizon.
         newest: {topic: ISO-8601 UTC} of the newest good row below the horizon.
         events: good rows below the horizon; `event_time_max` ISO-8601 UTC of the newest one, or None.
@@ -72,6 +78,11 @@ class Manifest:
     unknown: dict[str, dict[str, int]] = field(default_factory=dict)
     newest: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def identity(self) -> tuple[int, str]:
+        """What tells it from another version, whatever number that bears."""
+        return self.version, self.created_at
+
     def to_json(self) -> bytes:
         # The order of a definition's columns is part of its hash: nothing may be sorted here.
         return json.dumps(asdict(self), indent=1).encode()
@@ -89,6 +100,7 @@ def held_back(manifest: Manifest) -> dict[str, str]:
                 f"check {check}: {', '.join(f'{what} {json.dumps(value)}' for what, value in said.items())}"
                 for check, said in entry["failed_checks"].items()
             )
+            why = why or f"it fails: {entry.get('error')}"
             told[name] = f"held back since version {entry['held_since']}, {instead}; {why}"
     return told
 
@@ -107,25 +119,49 @@ def folder(domain: str, version: int) -> str:
     return f"{VERSIONS}/{domain}/{version:010d}"
 
 
+def folders(fs: FileSystem, domain: str) -> dict[int, Entry]:
+    """Return the folders of the committed versions by number, oldest first; an entry tells a folder from one made anew."""
+    there = (e for e in fs.list(f"{VERSIONS}/{domain}") if e.is_folder and len(e.name) == 10 and e.name.isdigit())
+    return {int(entry.name): entry for entry in there}
+
+
 def numbers(fs: FileSystem, domain: str) -> list[int]:
     """Return the committed version numbers, oldest first."""
-    return sorted(
-        int(e.name) for e in fs.list(f"{VERSIONS}/{domain}") if e.is_folder and len(e.name) == 10 and e.name.isdigit()
-    )
+    return list(folders(fs, domain))
 
 
 def manifest(fs: Any, domain: str, version: int) -> Manifest:
-    """Return the manifest of a committed version. Raises FileNotFoundError (pruned) or ValueError (damaged, by name)."""
+    """Return the manifest of a committed version. Raises FileNotFoundError (pruned) or Damaged."""
     path = f"{folder(domain, version)}/manifest.json"
-    return parsed(fs.read(path), path)
+    found = parsed(fs.read(path), path)
+    if found.version != version:
+        raise Damaged(path, f"it says that it is of version {found.version}")
+    return found
 
 
 def parsed(data: bytes, path: str) -> Manifest:
-    """Return the manifest that these bytes are. Raises ValueError naming `path` where they are damaged."""
+    """Return the manifest that these bytes are. Raises Damaged."""
     try:
-        return Manifest(**json.loads(data))
-    except (TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: damaged manifest: {error}") from error
+        return Manifest(**derived.known_fields(Manifest, json.loads(data)))
+    except (TypeError, ValueError) as error:
+        raise Damaged(path, error) from error
+
+
+def definition_of(manifest: Manifest) -> Domain:
+    """Return the domain that a version was built from, with the hashes that the version bears.
+
+    They are what is compared, whatever hash this code would give the same declaration: see `Domain.is_of_this_code`.
+    """
+    said = manifest.definition
+    hashes = {v["name"]: manifest.views.get(v["name"], {}).get("hash") or v.get("hash", "") for v in said["views"]}
+    streams = [{**s, "hash": manifest.schema_hashes.get(s["topic"]) or s.get("hash", "")} for s in said["streams"]]
+    views = [{**v, "hash": hashes[v["name"]]} for v in said["views"]]
+    return Domain.from_json({**said, "hash": manifest.definition_hash, "streams": streams, "views": views})
+
+
+def restricted(where: Position, topics: Iterable[str]) -> Position:
+    """Return what a position says of these topics: a version may name topics that its domain has left since."""
+    return {topic: where[topic] for topic in topics if topic in where}
 
 
 def version_zero(domain: str, definition_hash: str, origins: Position) -> Manifest:
@@ -133,30 +169,66 @@ def version_zero(domain: str, definition_hash: str, origins: Position) -> Manife
     return Manifest(domain, 0, 0, origins, definition_hash, "", {})
 
 
-def manifests(fs: Any, domain: str) -> list[Manifest]:
-    """Return the manifests of all committed versions, oldest first; one that is being pruned is left out."""
+def manifests(fs: Any, domain: str, damaged: Callable[[Damaged], None] = derived.left_out) -> list[Manifest]:
+    """Return the manifests of all committed versions, oldest first; one that is being pruned is left out.
+
+    Args:
+        damaged: what to do with one that cannot be read.
+    """
     found = []
     for number in numbers(fs, domain):
         try:
             found.append(manifest(fs, domain, number))
         except FileNotFoundError:
             continue
+        except Damaged as damage:
+            damaged(damage)
     return found
 
 
-def choice(fs: Any, domain: str) -> Choice | None:
-    """Return the newest choice of an operator; None if there never was one, or the newest one chooses no version."""
-    newest = choice_number(fs, domain)
-    said = json.loads(fs.read(f"{SERVED}/{domain}/{newest}.json")) if newest else {}
-    if said.get("version") is None:
-        return None
-    return Choice(newest, int(said["version"]), bool(said.get("follow")), str(said.get("at", "")))
+def choice(fs: Any, domain: str, damaged: Callable[[Damaged], None] = derived.left_out) -> Choice | None:
+    """Return the newest choice that can be read; None if there never was one, or it chooses no version.
+
+    Args:
+        damaged: what to do with one that cannot be read.
+    """
+    for number in sorted(choices(fs, domain), reverse=True):
+        path = f"{SERVED}/{domain}/{number}.json"
+        try:
+            said = json.loads(fs.read(path))
+            if said["version"] is None:
+                return None
+            return Choice(number, int(said["version"]), bool(said.get("follow")), str(said.get("at", "")))
+        except FileNotFoundError:
+            continue
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            damaged(Damaged(path, f"{error!r}; the choice before it counts"))
+    return None
+
+
+def choices(fs: Any, domain: str) -> dict[int, Entry]:
+    """Return the files of the choices by number; an entry tells a file from one made anew."""
+    files = ((e, *e.name.partition(".")) for e in fs.list(f"{SERVED}/{domain}") if not e.is_folder)
+    return {int(stem): entry for entry, stem, _, ending in files if ending == "json" and stem.isdigit()}
 
 
 def choice_number(fs: Any, domain: str) -> int:
     """Return the number of the newest choice, 0 if there never was one."""
-    names = (e.name.partition(".") for e in fs.list(f"{SERVED}/{domain}") if not e.is_folder)
-    return max((int(stem) for stem, _, ending in names if ending == "json" and stem.isdigit()), default=0)
+    return max(choices(fs, domain), default=0)
+
+
+def set_aside(fs: Any, domain: str) -> list[str]:
+    """Set aside manifests, with their versions, and choices that cannot be read; return their paths. For the batch layer alone."""
+    aside: list[str] = []
+
+    def put(damage: Damaged) -> None:
+        path = damage.path.removesuffix("/manifest.json")
+        derived.set_aside(fs, path, damage)
+        aside.append(path)
+
+    manifests(fs, domain, put)
+    choice(fs, domain, put)
+    return aside
 
 
 def line_of(known: Iterable[Manifest], chosen: Choice | None) -> list[Manifest]:
@@ -168,12 +240,7 @@ def line_of(known: Iterable[Manifest], chosen: Choice | None) -> list[Manifest]:
     by_number = {m.version: m for m in known}
     if chosen is None:
         return sorted((m for m in by_number.values() if m.line == 0), key=lambda m: -m.version)
-    if chosen.version not in by_number:
-        raise VersionUnknown(
-            f"version {chosen.version} was chosen to be served and is gone; there are {_named(by_number)}; "
-            f"python -m engine.versions promote or rollback chooses another"
-        )
-    line = by_number[chosen.version].line
+    line = _line(by_number, chosen)
     return sorted((m for n, m in by_number.items() if m.line == line and n >= chosen.version), key=lambda m: -m.version)
 
 
@@ -181,6 +248,18 @@ def allowed(known: Iterable[Manifest], chosen: Choice | None) -> list[Manifest]:
     """Return the versions that may be served, newest first: of the line, or after a rollback one alone. Raises VersionUnknown."""
     line = line_of(known, chosen)
     return line if chosen is None or chosen.follow else line[-1:]
+
+
+def _line(by_number: Mapping[int, Manifest], chosen: Choice) -> int:
+    """The line of the chosen version; of one that is gone, what was built on it and is followed stands for it."""
+    built_on_it = (m for m in by_number.values() if m.parent == chosen.version and m.line != m.version)
+    there = by_number.get(chosen.version) or (next(built_on_it, None) if chosen.follow else None)
+    if there is None:
+        raise VersionUnknown(
+            f"version {chosen.version} was chosen to be served and is gone; there are {_named(by_number)}; "
+            f"python -m engine.versions promote or rollback chooses another"
+        )
+    return there.line
 
 
 def followed(fs: Any, domain: Domain) -> Manifest:
@@ -194,7 +273,7 @@ def definition_followed(fs: Any, domain: Domain) -> Domain:
     newest = followed(fs, domain)
     if newest.definition_hash == domain.definition_hash or not newest.definition:
         return domain
-    return Domain.from_json(newest.definition)
+    return definition_of(newest)
 
 
 def choose(fs: Any, domain: str, version: int, follow: bool) -> Choice:
@@ -208,18 +287,25 @@ def choose(fs: Any, domain: str, version: int, follow: bool) -> Choice:
         raise VersionUnknown(f"domain '{domain}' has no version {version}; there are {_named(known)}")
     fs.mkdirs(f"{SERVED}/{domain}")
     while True:
-        before = choice_number(fs, domain)
-        made = Choice(before + 1, version, follow, datetime.now(UTC).isoformat())
-        staged = f"{STAGING}/served-{domain}-{time.time_ns()}"
+        record = f"{TAKEN_CHOICES}/{domain}"
+        number = 1 + max(choice_number(fs, domain), derived.newest_taken(fs, record, f"{SERVED}/{domain}"))
+        if not derived.take(fs, record, number):
+            continue
+        made = Choice(number, version, follow, datetime.now(UTC).isoformat())
+        staged, target = f"{STAGING}/served-{domain}-{time.time_ns()}", f"{SERVED}/{domain}/{number}.json"
         said = {"version": made.version, "follow": made.follow, "at": made.at}
         fs.create(staged, json.dumps(said).encode())
         try:
-            fs.rename(staged, f"{SERVED}/{domain}/{made.number}.json")
-            return made
+            fs.rename(staged, target)
         except FileExistsError:
             continue
         finally:
             fs.delete(staged)
+        # A batch run that prunes looks at the choices after it took a version away, and before it deletes it.
+        if version not in numbers(fs, domain):
+            fs.delete(target)
+            raise VersionUnknown(f"version {version} was pruned meanwhile; there are {_named(numbers(fs, domain))}")
+        return made
 
 
 def _named(known: Iterable[int]) -> str:
@@ -281,7 +367,10 @@ def main(argv: list[str] | None = None) -> int:
                     f"domain '{args.domain}' has no version {unknown[0]}; there are {_named(by_number)}"
                 )
             before, after = (by_number[number] for number in wanted)
-            found = list(changes.changes(fs, before, after, args.limit))
+            try:
+                found = list(changes.changes(fs, before, after, args.limit))
+            except FileNotFoundError as error:
+                raise VersionUnknown(f"a version was pruned while it was read: {error}; ask again") from error
             print(f"{args.domain}: version {wanted[0]} → {wanted[1]}")
             print("\n".join(line for one in found for line in changes.told(one)))
             return int(any(one.any for one in found))

@@ -12,8 +12,20 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from engine.chain import HOLE
 from engine.domain import UNKNOWN_FIELDS, Domain
-from engine.log import EVENTS, LogReader, Partition, Partitions, Position, covers, offset_in, present_log
+from engine.log import (
+    EVENTS,
+    LogReader,
+    Partition,
+    Partitions,
+    Position,
+    covers,
+    each,
+    next_log,
+    offset_in,
+    present_log,
+)
 from engine.snapshot import Snapshot
 
 # How many of Kafka's answers (one a second) are remembered to judge snapshots that a cursor still holds.
@@ -89,7 +101,7 @@ class Watch:
 
         Where no such moment was seen, the time since the newest piece of the snapshot was made.
         """
-        known = {topic for topic, *_, offset in _each(snapshot.coverage) if offset > 0}
+        known = {topic for topic, *_, offset in each(snapshot.coverage) if offset > 0}
         for at, ranges in reversed(list(self.asked)):
             if known <= ranges.keys() and covers(snapshot.coverage, ends(ranges)):
                 self._covered_at = max(at, self._covered_at or at)
@@ -99,9 +111,9 @@ class Watch:
     def rows_below(self, coverage: Position, topics: Sequence[str]) -> int:
         """Rows of the topics' logs below coverage, counted from the origins."""
         raw = self.seen.raw if self.seen else {}
-        seen = {key[:3]: key[3] for key in _each(raw)}
+        seen = {key[:3]: key[3] for key in each(raw)}
         total = 0
-        for topic, log, partition, offset in _each({t: coverage.get(t, {}) for t in topics}):
+        for topic, log, partition, offset in each({t: coverage.get(t, {}) for t in topics}):
             part = seen.get((topic, log, partition))
             total += part.rows_between(part.origin, offset) if part else 0
         return total
@@ -110,7 +122,7 @@ class Watch:
         """Ranges below coverage that are in no answer: accepted gaps, and partitions that nothing covers yet."""
         found = []
         raw = self.seen.raw if self.seen else {}
-        for topic, log, partition, seen in _each(raw):
+        for topic, log, partition, seen in each(raw):
             head = offset_in(snapshot.coverage, topic, log, partition, -1)
             found += [
                 _missing(topic, log, partition, start, min(end, head), "accepted gap")
@@ -119,7 +131,7 @@ class Watch:
             ]
             if head < 0 and seen.head > seen.origin:
                 found.append(_missing(topic, log, partition, seen.origin, seen.head, "not covered"))
-        for topic, log, partition, (start, end) in _each(self.kafka):
+        for topic, log, partition, (start, end) in each(self.kafka):
             silent = offset_in(snapshot.coverage, topic, log, partition, -1) < 0
             if silent and end > start and partition not in raw.get(topic, {}).get(log, {}):
                 found.append(_missing(topic, log, partition, start, end, "not covered"))
@@ -145,9 +157,22 @@ class Watch:
             "partitions": rows,
         }
 
+    def _only_hdfs(self, topic: str, log: str, partition: str, raw: Partition) -> int:
+        """Rows of a log that Kafka lost after they were mirrored: those above the point where its next log begins."""
+        logs = self.seen.raw.get(topic, {}) if self.seen else {}
+        following = _successor(log, logs)
+        after = logs[following].get(partition) if following else None
+        return raw.rows_between(after.origin, raw.head) if after else 0
+
+    def _lost(self, snapshot: Snapshot, topic: str, log: str, partition: str) -> dict[str, int] | None:
+        """Where the speed layer had counted on in a log before Kafka lost it: rows that are in no log any more."""
+        fallen = snapshot.chain.lost if snapshot.chain else {}
+        start = offset_in(fallen, topic, log, partition, -1)
+        return {"from": start} if start >= 0 else None
+
     def _partitions(self, snapshot: Snapshot) -> set[tuple[str, str, str]]:
         seen = self.seen.raw if self.seen else {}
-        return {key[:3] for where in (seen, self.kafka, snapshot.coverage) for key in _each(where)}
+        return {key[:3] for where in (seen, self.kafka, snapshot.coverage) for key in each(where)}
 
     def _balance(self, snapshot: Snapshot, topic: str, log: str, partition: str) -> dict[str, Any]:
         coverage = offset_in(snapshot.coverage, topic, log, partition, -1)
@@ -163,11 +188,15 @@ class Watch:
         batch, speed = (
             dict(c.get(topic, {}).get(log, {}).get(partition, {})) for c in (snapshot.manifest.counts, snapshot.counts)
         )
-        good, gaps, speed_good = batch.pop("good", 0), batch.pop("gap", 0), speed.pop("good", 0)
+        good, speed_good, speed_holes = batch.pop("good", 0), speed.pop("good", 0), speed.pop(HOLE, 0)
         end = raw.head if kafka is None else kafka[1]
         balanced = (
-            horizon - raw.origin == good + gaps + sum(batch.values())
-            and raw.rows_between(horizon, speed_end) == speed_good + sum(speed.values())
+            not raw.damage
+            and not typed.damage
+            and typed.origin == raw.origin
+            and raw.rows_between(raw.origin, horizon) == good + sum(batch.values())
+            and speed_end - horizon - raw.gaps_between(horizon, speed_end)
+            == speed_good + speed_holes + sum(speed.values())
             and raw.rows_between(raw.origin, typed.head) == typed.rows_between(typed.origin, typed.head)
             and horizon <= typed.head <= raw.head <= end
         )
@@ -184,14 +213,26 @@ class Watch:
             "typed": typed.rows_between(typed.origin, typed.head),
             "good": good,
             "problems": batch,
-            "gaps": gaps,
+            "gaps": raw.gaps_between(raw.origin, horizon),
+            "holes": raw.holes_between(raw.origin, raw.head),
             "speed": {"good": speed_good, "problems": speed},
             "pending": max(0, end - typed.head),
             "horizon": horizon,
             "speed_end": speed_end,
-            "lag": {"ingest": end - raw.head, "typed": raw.head - typed.head, "stream": max(0, end - speed_end)},
+            "only_hdfs": self._only_hdfs(topic, log, partition, raw),
+            "lost": self._lost(snapshot, topic, log, partition),
+            "lag": {
+                "ingest": max(0, end - raw.head),
+                "typed": raw.head - typed.head,
+                "stream": max(0, end - speed_end),
+            },
             "balanced": balanced,
         }
+
+
+def _successor(log: str, logs: Mapping[str, Any]) -> str | None:
+    following = next_log(log)
+    return following if following in logs else None
 
 
 def ends(ranges: Ranges) -> Position:
@@ -205,12 +246,6 @@ def ends(ranges: Ranges) -> Position:
 def _most(names: Mapping[str, int]) -> dict[str, int]:
     """The most frequent names first, at most as many as a manifest holds."""
     return dict(sorted(names.items(), key=lambda item: (-item[1], item[0]))[: UNKNOWN_FIELDS + 1])
-
-
-def _each(where: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[tuple[str, str, str, Any]]:
-    return [
-        (t, log, p, value) for t, logs in where.items() for log, parts in logs.items() for p, value in parts.items()
-    ]
 
 
 def _missing(topic: str, log: str, partition: str, start: int, end: int, reason: str) -> dict[str, Any]:

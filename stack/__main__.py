@@ -1,7 +1,7 @@
 """The command line of the native stack.
 
 python -m stack up          start ZooKeeper, Kafka, HDFS and Spark (--with cassandra: that, too); start again what died
-python -m stack status      one line per service; exit 1 unless all answer
+python -m stack status      one line per service, and per layer that make demo started; exit 1 unless all is well
 python -m stack env         lines for a shell: eval "$(python -m stack env)"
 python -m stack down        stop all; data stays
 python -m stack jars        fetch what is missing in lib/, verify all of it
@@ -22,7 +22,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from stack import jars, lifecycle, monitoring
+from stack import jars, layers, lifecycle, monitoring
 from stack.config import spark_home
 from stack.layers import LAYERS, log_file
 from stack.process import tail
@@ -63,7 +63,12 @@ def _status(settings: Settings, args: argparse.Namespace) -> int:
         _say(f"{service.name:<13} {pid or '-':<8} {port:<6} {service.url(settings):<24} {wrong or 'ready'}")
     if all(wrong for _, _, wrong in found):
         _say("next: python -m stack up")
-    return 1 if any(wrong for _, _, wrong in found) else 0
+    layers_found = layers.status(settings)
+    for name, pid, wrong in layers_found:
+        port = settings.layer_ports["SERVING_PORT" if name == "serving" else f"{name.upper()}_METRICS_PORT"]
+        page = f"http://localhost:{port}" if port else ""
+        _say(f"{name:<13} {pid or '-':<8} {port:<6} {page:<24} {wrong or 'running'}")
+    return 1 if any(wrong for *_, wrong in (*found, *layers_found)) else 0
 
 
 def _env(settings: Settings, args: argparse.Namespace) -> int:
@@ -182,7 +187,7 @@ def _parser() -> argparse.ArgumentParser:
     reset.set_defaults(run=_reset)
     for name, run, text in (
         ("down", _down, "stop all services; data stays"),
-        ("status", _status, "one line per service; exit 1 unless all answer"),
+        ("status", _status, "one line per service and layer; exit 1 unless all answer"),
         ("shell", _shell, "PySpark with the connector, HDFS and the master dataset ready"),
         ("monitor", _monitor, "run the installed Prometheus on this stack's addresses"),
         ("env", _env, "print export lines for clients"),

@@ -20,6 +20,7 @@ from types import MappingProxyType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+ENV_FILE = Path(os.environ.get("HIGHWATER_ENV_FILE") or ROOT / ".env")
 HOST = "127.0.0.1"
 USER = "hadoop"  # of every process and client: another user may not create a folder under / of HDFS
 
@@ -53,6 +54,8 @@ LAYER_PORTS: Mapping[str, int] = MappingProxyType(
     }
 )
 
+FAULT_RETRY = 300.0  # seconds after which a layer that ended at a named fault is tried again
+
 
 class StackError(Exception):
     """Something the operator can mend: what is wrong, its value, the way out. Printed as is, without a traceback."""
@@ -69,6 +72,7 @@ class Settings:
     worker_cores: int = 8  # virtual: several small streaming applications share them
     worker_memory: str = "8g"
     python: str = sys.executable  # executors need the very packages of this one
+    fault_retry: float = FAULT_RETRY
     cassandra: bool = False  # whether the optional serving store belongs to this stack
     domain: str = "learning"
 
@@ -117,7 +121,7 @@ class Settings:
         return replace(self, cassandra=True)
 
 
-def load(environ: Mapping[str, str] | None = None, env_file: Path = ROOT / ".env", saved: bool = True) -> Settings:
+def load(environ: Mapping[str, str] | None = None, env_file: Path = ENV_FILE, saved: bool = True) -> Settings:
     """Return the settings in force.
 
     Args:
@@ -138,6 +142,7 @@ def load(environ: Mapping[str, str] | None = None, env_file: Path = ROOT / ".env
         ),
         worker_cores=_cores(values.get("SPARK_WORKER_CORES", "8")),
         worker_memory=_memory(values.get("SPARK_WORKER_MEMORY", "8g")),
+        fault_retry=_seconds("FAULT_RETRY_SECONDS", values.get("FAULT_RETRY_SECONDS", f"{FAULT_RETRY:.0f}")),
         cassandra=_switch("STACK_CASSANDRA", values.get("STACK_CASSANDRA", "false")),
         domain=values.get("DOMAIN", "learning"),
     )
@@ -227,6 +232,12 @@ def _cores(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise StackError(f"SPARK_WORKER_CORES: {text!r} is not a number of cores; give 1 or more, such as 8")
     return int(text)
+
+
+def _seconds(name: str, text: str) -> float:
+    if not re.fullmatch(r"\d{1,6}(\.\d+)?", text):
+        raise StackError(f"{name}: {text!r} is not a number of seconds; give 0 or more, such as 300")
+    return float(text)
 
 
 def _memory(text: str) -> str:

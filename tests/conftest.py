@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +13,33 @@ import pytest
 from pyspark.sql import SparkSession
 
 ROOT = Path(__file__).resolve().parent.parent
+# Of Spark, Hadoop, Kafka and Cassandra, whose clients and servers read the environment by themselves.
+STRANGE = ("SPARK_", "PYSPARK_", "HADOOP_", "HDFS_", "KAFKA_", "CASSANDRA_")
+
+
+def forget_surroundings() -> None:
+    """Let no test, and no process that a test starts, inherit what the shell, `.env` or the parent say of another system.
+
+    A shell may have run `eval "$(python -m stack env)"`; nohup, `&` in a script and some runners of CI ignore SIGINT, and so
+    would all children. A proxy stays for those tests that build images, but not for loopback.
+    """
+    os.environ["HIGHWATER_ENV_FILE"] = os.devnull  # read where the settings are imported, below
+    from domains import DOMAINS
+    from engine.settings import SETTINGS
+    from stack.settings import LAYER_PORTS, PORTS
+
+    ours = {setting.name for setting in SETTINGS} | {name for domain in DOMAINS for name in domain.settings}
+    ours |= {*PORTS, *LAYER_PORTS, "HIGHWATER_VAR", "STACK_CASSANDRA", "FAULT_RETRY_SECONDS"}
+    for name in list(os.environ):
+        if name in ours or (name.startswith(STRANGE) and not name.endswith("_IMAGE")):
+            del os.environ[name]
+    for name in ("no_proxy", "NO_PROXY"):
+        os.environ[name] = ",".join(filter(None, (os.environ.get(name), "localhost,127.0.0.1,::1")))
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+forget_surroundings()
 
 
 @pytest.fixture(scope="session")

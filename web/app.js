@@ -151,6 +151,9 @@ function showStatus(entry) {
   } else if (entry.balanced === false) {
     badge("bad", "not balanced");
     note("The counts of at least one topic do not add up; see the ledger below.");
+  } else if (isNumber(entry.max_staleness_seconds) && entry.staleness_seconds > entry.max_staleness_seconds) {
+    badge("bad", "not ready: too old");
+    note(`These figures are ${duration(entry.staleness_seconds)} behind Kafka; READY_STALENESS allows ${duration(entry.max_staleness_seconds)}.`);
   } else {
     badge(entry.complete === true ? "good" : "wait", entry.complete === true ? "complete" : "unknown", "Every event below the coverage is in these figures.");
     note("");

@@ -44,6 +44,10 @@ def send(settings: Settings, topic: str, *values: bytes | None) -> None:
     producer.close()
 
 
+def record(reader: kafka.Reader, topic: str, partition: int, offset: int) -> kafka.Record | None:
+    return reader.records_at({(topic, partition): offset}).get((topic, partition))
+
+
 def test_missing_topics_are_created_as_declared_and_twice_is_fine(
     settings: Settings, client: KafkaAdminClient, stream: Stream
 ) -> None:
@@ -71,7 +75,7 @@ def test_a_topic_made_again_has_another_id_and_is_read_anew(
     first = kafka.topic_ids(client, [stream.topic, "no-such-topic"])
     assert list(first) == [stream.topic]
     assert len(first[stream.topic]) == 22
-    found = kafka.record_at(reader, stream.topic, 1, 1)
+    found = record(reader, stream.topic, 1, 1)
     assert found is not None
     assert (found[0], found[2], found[3]) == (1, b"k", b"old 1")
     assert abs(found[1] / 1000 - time.time()) < 60
@@ -82,10 +86,10 @@ def test_a_topic_made_again_has_another_id_and_is_read_anew(
         time.sleep(0.1)
     kafka.ensure_topics(settings, [stream])
     assert kafka.topic_ids(client, [stream.topic])[stream.topic] != first[stream.topic]
-    assert kafka.record_at(reader, stream.topic, 1, 2) is None
+    assert record(reader, stream.topic, 1, 2) is None
     send(settings, stream.topic, b"new 0", None, b"new 2")
     for offset, value in enumerate((b"new 0", None, b"new 2")):
-        found = kafka.record_at(reader, stream.topic, 1, offset)
+        found = record(reader, stream.topic, 1, offset)
         assert found is not None
         assert found[3] == value
     reader.close()
@@ -99,13 +103,51 @@ def test_an_expired_or_unknown_record_is_none(settings: Settings, client: KafkaA
     send(settings, stream.topic, b"0", b"1", b"2")
     client.delete_records({TopicPartition(stream.topic, 1): 2})
     assert kafka.log_ranges(reader, [stream.topic])[stream.topic][1] == (2, 3)
-    assert kafka.record_at(reader, stream.topic, 1, 1) is None
-    assert kafka.record_at(reader, stream.topic, 1, 3) is None
-    assert kafka.record_at(reader, stream.topic, 9, 0) is None
-    assert kafka.record_at(reader, "no-such-topic", 0, 0) is None
-    found = kafka.record_at(reader, stream.topic, 1, 2)
+    assert record(reader, stream.topic, 1, 1) is None
+    assert record(reader, stream.topic, 1, 3) is None
+    assert record(reader, stream.topic, 9, 0) is None
+    assert record(reader, "no-such-topic", 0, 0) is None
+    found = record(reader, stream.topic, 1, 2)
     assert found is not None
     assert found[3] == b"2"
+    reader.close()
+
+
+def test_a_topic_made_again_is_another_generation(settings: Settings, client: KafkaAdminClient, stream: Stream) -> None:
+    reader = kafka.consumer(settings)
+    kafka.ensure_topics(settings, [stream])
+    state = reader.state([stream.topic, "no-such-topic"])
+    assert list(state) == [stream.topic]
+    before = reader.generations([stream.topic])
+    assert before == {stream.topic: state[stream.topic].generation}
+    client.delete_topics([stream.topic])
+    while kafka.topic_ids(client, [stream.topic]):
+        time.sleep(0.1)
+    kafka.ensure_topics(settings, [stream])
+    assert reader.generations([stream.topic]) != before
+    reader.close()
+
+
+def test_an_open_transaction_is_not_the_end_and_its_marker_is_an_offset(
+    settings: Settings, client: KafkaAdminClient, stream: Stream
+) -> None:
+    reader = kafka.consumer(settings)
+    kafka.ensure_topics(settings, [stream])
+    producer = KafkaProducer(
+        bootstrap_servers=settings.kafka_bootstrap_servers, transactional_id=f"tests-{stream.topic}"
+    )
+    producer.init_transactions()
+    producer.begin_transaction()
+    producer.send(stream.topic, value=b"0", partition=1)
+    producer.flush(timeout=30)
+    assert reader.state([stream.topic])[stream.topic].partitions[1].end == 0
+    producer.commit_transaction()
+    deadline = time.monotonic() + 20
+    while reader.state([stream.topic])[stream.topic].partitions[1].end != 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert reader.state([stream.topic])[stream.topic].partitions[1].end == 2
+    assert record(reader, stream.topic, 1, 1) is None, "the marker"
+    producer.close()
     reader.close()
 
 

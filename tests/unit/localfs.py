@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -22,8 +23,11 @@ class LocalFs:
         folder = self._at(path)
         if not folder.is_dir():
             return []
-        found = folder.rglob("*") if recursive else folder.iterdir()
-        return sorted((self._entry(item) for item in found), key=lambda entry: entry.path)
+        entries = []
+        for item in folder.rglob("*") if recursive else folder.iterdir():
+            with suppress(FileNotFoundError):  # HDFS lists in one step
+                entries.append(self._entry(item))
+        return sorted(entries, key=lambda entry: entry.path)
 
     def status(self, path: str) -> Entry | None:
         return self._entry(self._at(path)) if self._at(path).exists() else None

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine import log
+from engine.commit import WRITER_PATIENCE_SECONDS, Piece, StartsAbove, TooSlow, commit
 from engine.hdfs import Entry
-from engine.log import Piece
+from engine.log import Place, Range
 
 ROOT = "/data/master_dataset"
 TOPIC, LOG = "t", "L"
@@ -90,12 +91,9 @@ class MemoryHdfs:
 def write(fs: MemoryHdfs, batches: Mapping[str, tuple[int, int]], pieces_each: int = 1) -> list[Piece]:
     """Run one writer that holds the micro-batch {partition: [start, end)} of the source."""
 
-    def stage(heads: Mapping[tuple[str, str, str], int], staging: str) -> list[Piece]:
+    def stage(todo: Mapping[Place, Range], staging: str) -> list[Piece]:
         pieces = []
-        for partition, (start, end) in batches.items():
-            begin = max(start, heads.get((TOPIC, LOG, partition), 0))
-            if begin >= end:
-                continue
+        for (_, _, partition), (begin, end) in todo.items():
             borders = sorted({begin, *(begin + (end - begin) * n // pieces_each for n in range(1, pieces_each)), end})
             for number, (low, high) in enumerate(itertools.pairwise(borders)):
                 path = f"{staging}/{partition}-{number}"
@@ -104,7 +102,8 @@ def write(fs: MemoryHdfs, batches: Mapping[str, tuple[int, int]], pieces_each: i
                 pieces.append(Piece(TOPIC, LOG, partition, path, low, high, high - low))
         return pieces
 
-    return log.commit(fs, ROOT, fs.heads, stage, "writer")
+    ranges = {(TOPIC, LOG, partition): covered for partition, covered in batches.items() if covered[0] < covered[1]}
+    return commit(fs, ROOT, ranges, fs.heads, stage, "writer")
 
 
 def assert_exact(fs: MemoryHdfs, end: int) -> None:
@@ -180,34 +179,78 @@ def write_quietly(fs: MemoryHdfs, batches: Mapping[str, tuple[int, int]]) -> Non
     fs.plan = plan_left
 
 
-def test_rows_that_do_not_continue_the_head_are_refused_by_the_first_missing_offset() -> None:
+def test_a_range_that_begins_above_the_head_is_left_to_who_starts_again() -> None:
     fs = MemoryHdfs()
     write(fs, {"0": (0, 4)})
-
-    def stage(heads: Mapping[tuple[str, str, str], int], staging: str) -> list[Piece]:
-        fs.files[f"{staging}/x"] = range(6, 9)
-        return [Piece(TOPIC, LOG, "0", f"{staging}/x", 6, 9, 3)]
-
-    with pytest.raises(log.OffsetGap, match="first missing offset 4"):
-        log.commit(fs, ROOT, fs.heads, stage, "writer")
+    with pytest.raises(StartsAbove, match="ends at 4, what was read begins at 6"):
+        write(fs, {"0": (6, 9)})
     assert [path for path in fs.files if path.startswith(log.STAGING)] == []
 
 
-def test_a_writer_that_was_stopped_too_long_throws_its_staging_away() -> None:
-    fs = MemoryHdfs()
-    times = iter([0.0, 0.0, log.WRITER_PATIENCE_SECONDS + 1, 2000.0, 2000.0, 2000.0, 2000.0])
-    attempts = []
+class Clock:
+    """Seconds that pass only while something is staged: so many per offset."""
 
-    def stage(heads: Mapping[tuple[str, str, str], int], staging: str) -> list[Piece]:
-        attempts.append(dict(heads))
+    def __init__(self, seconds_per_offset: float) -> None:
+        self.now, self.cost = 0.0, seconds_per_offset
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def write_slowly(fs: MemoryHdfs, clock: Clock, ends: Mapping[str, int], limit: int | None = None) -> list[int]:
+    """Commit [0, end) of each partition; return how many offsets each staging held."""
+    staged: list[int] = []
+
+    def stage(todo: Mapping[Place, Range], staging: str) -> list[Piece]:
+        staged.append(sum(end - start for start, end in todo.values()))
+        clock.now += clock.cost * staged[-1]
         pieces = []
-        for partition in "01":
-            if heads.get((TOPIC, LOG, partition), 0) < 3:
-                fs.files[f"{staging}/{partition}"] = range(0, 3)
-                pieces.append(Piece(TOPIC, LOG, partition, f"{staging}/{partition}", 0, 3, 3))
+        for (_, _, p), (start, end) in todo.items():
+            fs.files[f"{staging}/{p}"] = range(start, end)
+            pieces.append(Piece(TOPIC, LOG, p, f"{staging}/{p}", start, end, end - start))
         return pieces
 
-    log.commit(fs, ROOT, fs.heads, stage, "writer", clock=lambda: next(times))
-    assert len(attempts) == 2
-    assert attempts[1] == {(TOPIC, LOG, "0"): 3}
+    ranges = {(TOPIC, LOG, p): (0, end) for p, end in ends.items()}
+    commit(fs, ROOT, ranges, fs.heads, stage, "writer", limit=limit, clock=clock)
+    return staged
+
+
+def test_work_that_took_too_long_is_done_in_smaller_pieces_and_what_was_committed_stays() -> None:
+    """A slow machine: one piece of all 6,000 offsets takes 1,200 s and would be thrown away at every try."""
+    fs, clock = MemoryHdfs(), Clock(0.2)
+    staged = write_slowly(fs, clock, {"0": 3000, "1": 3000})
+    assert staged[0] == 6000 and max(staged[1:]) * clock.cost <= WRITER_PATIENCE_SECONDS
+    assert fs.heads() == {(TOPIC, LOG, "0"): 3000, (TOPIC, LOG, "1"): 3000}
+    assert clock.now < 2 * 1200 + 10, "each offset is staged twice at most"
+
+
+def test_the_limit_counts_the_offsets_of_all_partitions() -> None:
+    fs = MemoryHdfs()
+    staged = write_slowly(fs, Clock(0.0), {"0": 1000, "1": 3000}, limit=400)
+    assert max(staged) <= 400
+    assert fs.heads() == {(TOPIC, LOG, "0"): 1000, (TOPIC, LOG, "1"): 3000}
+
+
+def test_a_machine_on_which_even_one_offset_takes_too_long_is_told_so() -> None:
+    fs, clock = MemoryHdfs(), Clock(WRITER_PATIENCE_SECONDS + 1)
+    with pytest.raises(TooSlow, match="1 offsets took 601 s, 600 s are allowed"):
+        write_slowly(fs, clock, {"0": 5})
+
+
+def test_a_writer_that_was_stopped_too_long_throws_its_staging_away() -> None:
+    fs, clock = MemoryHdfs(), Clock(0.0)
+    attempts = []
+
+    def stage(todo: Mapping[Place, Range], staging: str) -> list[Piece]:
+        attempts.append(dict(todo))
+        clock.now += WRITER_PATIENCE_SECONDS + 1 if len(attempts) == 1 else 0
+        pieces = []
+        for (_, _, p), (start, end) in todo.items():
+            fs.files[f"{staging}/{p}"] = range(start, end)
+            pieces.append(Piece(TOPIC, LOG, p, f"{staging}/{p}", start, end, end - start))
+        return pieces
+
+    commit(fs, ROOT, {(TOPIC, LOG, p): (0, 3) for p in "01"}, fs.heads, stage, "writer", clock=clock)
+    assert len(attempts) > 1 and attempts[1] != attempts[0]
     assert fs.heads() == {(TOPIC, LOG, "0"): 3, (TOPIC, LOG, "1"): 3}
+    assert [path for path in fs.files if path.startswith(log.STAGING)] == []

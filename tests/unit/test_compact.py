@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from engine import compact, rawlog
-from engine.log import STAGING, LogReader, gap_segment, segment_path
+from engine.commit import Piece, commit, gap_segment, staged_pieces
+from engine.log import STAGING, LogReader, segment_path
 from tests.unit.localfs import LocalFs
 
 ROOT, TOPIC, LOG, HOUR = "/data/master_dataset", "t", "L", 3600
@@ -156,6 +157,79 @@ def test_merged_segments_are_merged_again_and_the_widest_covers(tmp_path: Path) 
     assert rows_of_ours(fs) == list(range(641))
 
 
+def heads(fs: LocalFs) -> dict[tuple[str, str, str], int]:
+    found = LogReader(fs).partitions([TOPIC])[TOPIC].get(LOG, {})
+    return {(TOPIC, LOG, p): partition.head for p, partition in found.items()}
+
+
+def wide(fs: LocalFs, first: int, end: int) -> None:
+    fs.create(
+        segment_path(ROOT, TOPIC, LOG, "0", first).replace(".parquet", f"-{end:020d}.parquet"), segment(first, end)
+    )
+
+
+def test_a_compaction_that_was_overtaken_neither_hides_nor_deletes_what_it_does_not_hold(tmp_path: Path) -> None:
+    """B has staged 0-160 and is paused; A merges 0-80 and C merges 80-200; then B renames."""
+    fs = LocalFs(tmp_path)
+    wide(fs, 0, 80)
+    wide(fs, 80, 200)
+    wide(fs, 0, 160)
+    put(fs, 200, 205, age=10)
+    assert rows_of_ours(fs) == list(range(205))
+    partition = LogReader(fs).partitions([TOPIC])[TOPIC][LOG]["0"]
+    assert (partition.damage, [s.end for s in partition.superfluous]) == ("", [160])
+    assert compact.compact(fs, ROOT, [TOPIC]) == 1
+    assert rows_of_ours(fs) == rows_of_others(fs) == list(range(205))
+
+
+def test_a_paused_compaction_does_not_publish_over_what_others_merged(tmp_path: Path) -> None:
+    fs = a_log(tmp_path)
+    reader = LogReader(fs)
+    run = list(reader.partitions([TOPIC])[TOPIC][LOG]["0"].segments[:16])
+    assert compact.compact(fs, ROOT, [TOPIC]) == 20
+    put_back = [put(fs, s.base, s.base + 10) for s in run[:3]]
+    folder = put_back[0].rsplit("/", 1)[0]
+    with pytest.raises(FileNotFoundError):
+        compact._merge(fs, reader, folder, run)
+    assert rows_of_ours(fs) == list(range(205))
+
+
+def test_a_partition_with_a_hole_in_it_is_damaged_and_nothing_of_it_is_deleted(tmp_path: Path) -> None:
+    fs = LocalFs(tmp_path)
+    wide(fs, 0, 80)
+    wide(fs, 0, 160)
+    wide(fs, 170, 200)
+    put(fs, 200, 205, age=10)
+    before = names(fs)
+    partition = LogReader(fs).partitions([TOPIC])[TOPIC][LOG]["0"]
+    assert partition.damage == "no segment holds offset 160, though later ones are there"
+    assert compact.compact(fs, ROOT, [TOPIC], settled_seconds=0) == 0 and names(fs) == before
+
+
+def test_holes_outlive_the_merge_of_their_segments(tmp_path: Path) -> None:
+    fs = LocalFs(tmp_path)
+    place = (TOPIC, LOG, "0")
+    for first in range(0, 100, 10):
+        rows = pa.table({"value": ["x"] * 8, "offset": list(range(first, first + 8))}, SCHEMA)  # 8 and 9 have no record
+        out = pa.BufferOutputStream()
+        pq.write_table(rows, out)
+        fs.create(f"{STAGING}/{first}/topic={TOPIC}/log={LOG}/partition=0/x.parquet", bytes(out.getvalue()))
+
+        def stage(todo: Any, staging: str, first: int = first) -> list[Piece]:
+            return staged_pieces(fs, f"{STAGING}/{first}", todo)
+
+        commit(fs, ROOT, {place: (first, first + 10)}, lambda: heads(fs), stage, "w", {place: 0})
+    put(fs, 100, 105, age=10)
+    for path in fs._at(ROOT).rglob("*0.parquet"):
+        os.utime(path, (0, 0))
+    before = LogReader(fs).partitions([TOPIC])[TOPIC][LOG]["0"]
+    assert compact.compact(fs, ROOT, [TOPIC]) == 10
+    after = LogReader(fs).partitions([TOPIC])[TOPIC][LOG]["0"]
+    assert len(after.segments) == 2
+    assert after.holes == before.holes == tuple((n + 8, n + 10) for n in range(0, 100, 10))
+    assert after.rows_between(0, 105) == 85 == len(rows_of_ours(fs))
+
+
 def test_a_member_that_misses_rows_is_not_merged_away(tmp_path: Path) -> None:
     fs = a_log(tmp_path)
     broken = segment_path(ROOT, TOPIC, LOG, "0", 50)
@@ -190,4 +264,4 @@ def test_a_reader_forgets_files_that_are_gone(tmp_path: Path) -> None:
     compact.compact(fs, ROOT, [TOPIC])
     assert reader.partitions([TOPIC])[TOPIC][LOG]["0"].head == 210
     there = {entry.path for entry in fs.list(ROOT, recursive=True)}
-    assert {path for path, _ in reader._footers} <= there and any(path == last for path, _ in reader._footers)
+    assert {path for path, *_ in reader._footers} <= there and any(path == last for path, *_ in reader._footers)

@@ -153,6 +153,17 @@ def test_every_service_is_limited_and_restarted(services: dict[str, dict[str, An
         assert service["logging"]["options"]["max-size"], name
 
 
+def test_a_layer_that_starts_spark_has_a_supervisor_with_pauses_of_its_own(services: dict[str, dict[str, Any]]) -> None:
+    """Docker's begin anew after ten seconds, which is how long Spark takes to start: a fault would be a hot loop."""
+    words = {name: " ".join(service.get("entrypoint") or ()) for name, service in services.items()}
+    assert {name for name, line in words.items() if "spark-submit" in line} == {"ingest", "stream", "batch"}
+    for name in ("ingest", "stream", "batch"):
+        expected = f"tini -- python -m stack.supervise --fault-retry 300 spark-submit {name}_layer.py"
+        assert words[name] == expected, name
+    spoken = json.loads(read(ROOT / "docker-compose.yml", FAULT_RETRY_SECONDS="60").stdout)["services"]
+    assert "60" in spoken["ingest"]["entrypoint"]
+
+
 def test_the_stack_fits_into_six_gigabytes(services: dict[str, dict[str, Any]]) -> None:
     running = {n: megabytes(s["mem_limit"]) for n, s in services.items() if not s.get("profiles") and n not in ONE_SHOT}
     assert sum(running.values()) < LIMIT_MB, running

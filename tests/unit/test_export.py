@@ -33,8 +33,9 @@ from granian.server.embed import Server
 import domains
 from engine import export, extract, hdfs, versions
 from engine.answers import QUARANTINE_COLUMNS
+from engine.commit import gap_segment
 from engine.compact import compact
-from engine.log import EVENTS, GAP_END, gap_segment, segment_path
+from engine.log import EVENTS, RANGE_END, segment_path
 from engine.outfile import opened
 from engine.service import Service
 from engine.settings import load
@@ -322,7 +323,7 @@ def test_an_accepted_gap_in_the_typed_log_is_no_damage(run: Export, fs: LocalFs,
     head = end_of(ROWS)[SALES.topic][LOG]["1"]
     schema = fs.open_parquet(fs.list(f"{TYPED}/topic={SALES.topic}/log={LOG}/partition=1")[0].path).schema_arrow
     data = gap_segment(head, head + 50, schema)
-    assert GAP_END in data
+    assert RANGE_END in data
     fs.create(segment_path(TYPED, SALES.topic, LOG, "1", head), data)
     assert run("--what", "events", SALES.topic, "--out", str(tmp_path / "e.jsonl")) == 0
     assert len(rows_of(tmp_path / "e.jsonl")) == good_in(ROWS)

@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from engine import speed
 from engine.chain import Chain, Epoch, fits, speaks_of
 from engine.horizon import choose_horizon, overlay
+from engine.kafka import PartitionState, TopicState
 from engine.log import Partition, Position, Segment, offset_in
 from engine.versions import Manifest, version_zero
 
@@ -77,17 +78,18 @@ class Pipeline(RuleBasedStateMachine):
     def start_stream(self) -> None:
         newest = self.newest()
         logs = {TOPIC: self.log}
+        partitions = {int(p): PartitionState(0, 0, end) for p, end in self.kafka[self.log].items()}
+        origins = {TOPIC: {self.log: {str(p): 0 for p in partitions}}}
+        start = speed._start_at(newest, origins)
+        raw, state = self.raw(), {TOPIC: TopicState(self.log, partitions)}
         for index, (chain, epochs) in reversed(list(enumerate(self.chains))):
             if (
                 speaks_of(chain, TOPIC, self.log)
                 and fits(chain, epochs, newest.horizon, newest.version) is not None
-                and not speed._beyond_closed_logs(chain, epochs, logs, self.raw())
+                and not speed._lost(chain, epochs, logs, raw, start, None, state)  # type: ignore[arg-type]
             ):
                 self.stream = index
                 return
-        ranges = {TOPIC: {int(p): (0, end) for p, end in self.kafka[self.log].items()}}
-        origins = speed._origins(logs, ranges, self.raw())
-        start = speed._start_at(newest, origins)
         number = max((chain.number for chain, _ in self.chains), default=0) + 1
         self.chains.append((Chain("d", number, newest.version, start, "h", self.now.isoformat(), origins), []))
         self.stream = len(self.chains) - 1

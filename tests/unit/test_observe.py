@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import re
 import signal
 import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
+from py4j.protocol import Py4JNetworkError
 from pyspark.errors import PySparkException, StreamingQueryException
+from pyspark.sql import SparkSession
 
 from engine.build import fresh_listing
+from engine.continuity import LogReplaced
 from engine.events import RowsDiffer
 from engine.observe import Ending, Stop, await_queries, exit_codes
+from engine.settings import SettingsError
 
 ROOT = Path(__file__).resolve().parents[2]
 ENDLESS = """
@@ -43,20 +50,135 @@ def test_one_signal_asks_and_a_second_one_ends_it(number: signal.Signals, code: 
 
 
 SPARK_SAYS = "An error occurred while calling o93.parquet.\n: java.net.ConnectException: Call to namenode:9000 failed"
+FAILED = "[STREAM_FAILED] Query [id = 5f1e, runId = 77ab] terminated with exception: "
+ABORTED = "org.apache.spark.SparkException: Job aborted due to stage failure: Task 0 in stage 7.0 failed 1 times"
+
+
+def ended(error: Exception, **classes: tuple[type[Exception], ...]) -> int:
+    """The exit code with which a process ends that raised this error."""
+    with pytest.raises(SystemExit) as caught, exit_codes(**{"usage": (), "faults": (), "again": (), **classes}):
+        raise error
+    return int(caught.value.code)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
-    ("error", "code"),
-    [(PySparkException(SPARK_SAYS), 75), (PySparkException("bad plan"), None), (ValueError(SPARK_SAYS), None)],
+    ("error", "cause"),
+    [
+        (
+            StreamingQueryException(
+                f"{FAILED}Failed to construct\nCaused by: java.util.concurrent.ExecutionException: …\n"
+                "Caused by: org.apache.kafka.common.errors.UnknownTopicOrPartitionException: This server does not host it."
+            ),
+            "org.apache.kafka.common.errors.UnknownTopicOrPartitionException: This server does not host it.",
+        ),
+        (KeyError("auth_topic"), "KeyError: 'auth_topic'"),  # its id was asked while it was unknown
+        (
+            StreamingQueryException(
+                f"{FAILED}All datanodes are bad.\nCaused by: java.io.IOException: All datanodes "
+                "[DatanodeInfoWithStorage[127.0.0.1:9866,DS-1,DISK]] are bad. Aborting..."
+            ),
+            "java.io.IOException: All datanodes [DatanodeInfoWithStorage[127.0.0.1:9866,DS-1,DISK]] are bad. Aborting...",
+        ),
+        (
+            PySparkException(f"{ABORTED}\nCaused by: java.io.IOException: No space left on device\n\t... 3 more"),
+            "java.io.IOException: No space left on device",
+        ),
+        (OSError(28, "No space left on device"), "OSError: [Errno 28] No space left on device"),
+        (
+            PySparkException(
+                f"{ABORTED}\nCaused by: org.apache.spark.SparkException: Python worker exited unexpectedly (crashed)\n"
+                "Caused by: java.io.EOFException"
+            ),
+            "java.io.EOFException",
+        ),
+        (
+            StreamingQueryException(
+                f"{FAILED}x\nCaused by: org.apache.spark.SparkException: [CONCURRENT_STREAM_LOG_UPDATE] "
+                "Concurrent update to the log."
+            ),
+            "org.apache.spark.SparkException: [CONCURRENT_STREAM_LOG_UPDATE] Concurrent update to the log.",
+        ),
+        (Py4JNetworkError("Answer from Java side is empty"), "Py4JNetworkError: Answer from Java side is empty"),
+        (
+            FileNotFoundError(2, "No such file", "/data/x.parquet"),
+            "FileNotFoundError: [Errno 2] No such file: '/data/x.parquet'",
+        ),
+        (RuntimeError("one\ntwo"), "RuntimeError: one"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_service_that_was_away_in_the_middle_of_a_job_is_start_me_again(
-    error: Exception, code: int | None, capsys: pytest.CaptureFixture[str]
+def test_what_nobody_foresaw_is_start_me_again_with_its_traceback_and_its_cause_in_one_line(
+    error: Exception, cause: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit if code else type(error)) as caught, exit_codes((), (), ()):
-        raise error
-    if code:
-        assert caught.value.code == code
-        assert capsys.readouterr().err == "start again: : java.net.ConnectException: Call to namenode:9000 failed\n"
+    assert ended(error) == 75
+    said = capsys.readouterr().err
+    assert said.startswith("Traceback (most recent call last):")
+    assert said.endswith(f"\nstart again: unforeseen {cause}\n")
+
+
+@pytest.mark.parametrize(
+    ("said", "line"),
+    [
+        (SPARK_SAYS, ": java.net.ConnectException: Call to namenode:9000 failed"),
+        (
+            f"{FAILED}x\norg.apache.spark.sql.kafka010.KafkaIllegalStateException: [KAFKA_DATA_LOSS.PARTITION_OFFSET_CHANGED] "
+            "Some data may have been lost\nPartition auth_topic-0 offset was changed from 990 to 12.",
+            "org.apache.spark.sql.kafka010.KafkaIllegalStateException: [KAFKA_DATA_LOSS.PARTITION_OFFSET_CHANGED] "
+            "Some data may have been lost",
+        ),
+    ],
+)
+def test_a_service_that_was_away_in_the_middle_of_a_job_is_start_me_again_in_one_line(
+    said: str, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ended(PySparkException(said)) == 75
+    assert capsys.readouterr().err == f"start again: {line}\n"
+
+
+def test_only_a_named_fault_is_exit_1(capsys: pytest.CaptureFixture[str]) -> None:
+    assert ended(LogReplaced("LOG_REPLACED topic 'a' partition 0"), faults=(LogReplaced,)) == 1
+    assert capsys.readouterr().err == "fault: LOG_REPLACED topic 'a' partition 0\n"
+    refused = "org.apache.hadoop.security.AccessControlException: Permission denied: user=stream, access=WRITE"
+    assert ended(StreamingQueryException(f"{FAILED}no\nCaused by: {refused}")) == 1
+    assert capsys.readouterr().err == f"fault: Caused by: {refused}\n"
+    assert ended(PermissionError(refused)) == 1
+    assert ended(SettingsError("SEED='x'"), usage=(SettingsError,)) == 2
+
+
+def test_an_error_of_a_jvm_that_has_gone_is_start_me_again(capsys: pytest.CaptureFixture[str]) -> None:
+    class Gone(Py4JNetworkError):
+        def __str__(self) -> str:
+            raise ConnectionRefusedError  # as Py4JJavaError, which asks the JVM
+
+    assert ended(Gone()) == 75
+    assert capsys.readouterr().err.endswith("\nstart again: unforeseen Gone: its text died with the JVM\n")
+
+
+def test_a_log_on_a_full_disk_makes_no_named_fault() -> None:
+    code = "from engine.observe import exit_codes\nwith exit_codes((), (), ()):\n    raise OSError(28, 'full')"
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=full, stderr=full, check=False)
+    assert done.returncode in (75, 120)  # 120: Python's own, where its last words found no room; started again, too
+
+
+def test_a_python_worker_that_is_killed_is_start_me_again(
+    spark: SparkSession, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def die(batches: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGKILL)
+        yield from batches
+
+    with pytest.raises(SystemExit) as caught, exit_codes((), (), ()):
+        spark.range(1).mapInArrow(die, "id long").collect()
+    assert caught.value.code == 75
+    assert "Python worker exited unexpectedly" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("script", ["ingest_layer", "stream_layer", "batch_layer", "producer"])
+def test_no_layer_takes_an_error_of_a_whole_family_for_a_named_fault(script: str) -> None:
+    """A streaming query fails for any reason, and an OSError may be a full disk: their causes decide."""
+    source = (ROOT / f"{script}.py").read_text(encoding="utf-8")
+    assert not re.search(r"\b(StreamingQueryException|OSError|RuntimeError|Exception)\b[,)]", source)
 
 
 class Query:

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 from starlette.testclient import TestClient
 
+from engine import domain as declarations
 from engine import versions
 from engine.domain import count
 from engine.log import MASTER, covers
@@ -313,3 +314,68 @@ def test_one_domain_that_cannot_be_read_does_not_stop_the_others(world: World) -
     with pytest.raises(ZeroDivisionError):
         service.poll()
     assert service.loaders[SHOP.name].current is not None
+
+
+def test_a_version_of_fewer_topics_takes_over_on_hdfs_and_in_the_store(world: World) -> None:
+    """What was covered of a topic that left the domain is of no matter; of the others coverage does not go back."""
+    gone = {"gone-topic": {"logG": {"0": 99}}}
+    other = dataclasses.replace(SALES, topic="gone-topic")
+    views = (*SHOP.views, dataclasses.replace(SHOP.views[1], name="gone", streams=(other,)))
+    both = dataclasses.replace(SHOP, streams=(SALES, other), views=views)
+    write_version(world.fs, both, 1, pa.concat_tables(world.pieces[:4]), {**world.end(4), **gone})
+    service = Service(load(env_file=None), [both], world.fs, clock=lambda: world.now)
+    world.materialiser = Materialiser(world.fs, both, Writer(world.store, "shop", lambda: world.now), DATABASE)
+    assert world.materialiser.step()
+    service.poll()
+    assert set(service.loaders["shop"].current.coverage) == {SALES.topic, "gone-topic"}  # type: ignore[union-attr]
+    world.version(2, 3)
+    for _ in range(3):
+        service.poll()
+        assert not world.materialiser.step(), "of the topic that stays it covers less"
+    assert service.loaders["shop"].current.manifest.version == 1  # type: ignore[union-attr]
+    world.version(3, 5)
+    service.poll()
+    now = service.loaders["shop"].current
+    assert now and (now.manifest.version, set(now.coverage)) == (3, {SALES.topic})
+    assert any(world.materialiser.step() for _ in range(3))
+    replica = Replica(world.store, SHOP, DATABASE)
+    same(replica.poll(), now)
+
+
+def test_a_last_epoch_that_was_made_anew_under_its_number_is_written_to_the_store(world: World) -> None:
+    world.epochs(6)
+    assert world.step()
+    replica = Replica(world.store, SHOP, DATABASE)
+    replica.poll()
+    world.fs.delete(f"{world.chain.folder}/{5:012d}.parquet")
+    longer = [pa.concat_tables(world.pieces[5:8]), world.pieces[8]]
+    write_epochs(world.fs, SHOP, dataclasses.replace(world.chain, start=world.end(5)), longer, 5)
+    world.start()  # it begins where the pointer stands
+    assert world.step()
+    found = replica.poll()
+    assert found and found.coverage == world.end(9)
+    same(found, Loader(world.fs, SHOP, DATABASE).poll())
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_a_version_of_older_code_is_served_until_it_is_built_anew(
+    world: World, monkeypatch: pytest.MonkeyPatch, stored: bool
+) -> None:
+    world.epochs(6)
+    world.version(1, 4)
+    monkeypatch.setattr(declarations, "DECODE_VERSION", declarations.DECODE_VERSION + 1)
+    world.start()
+    service = Service(
+        load(env_file=None), [SHOP], world.fs, clock=lambda: world.now, store=world.store if stored else None
+    )
+    for _ in range(2):
+        world.step()
+        service.poll()
+    shown = service.loaders["shop"].current
+    assert shown and (shown.manifest.version, shown.coverage) == (1, world.end(6))
+    world.version(2, 6)
+    for _ in range(2):
+        world.step()
+        service.poll()
+    shown = service.loaders["shop"].current
+    assert shown and (shown.manifest.version, shown.domain.definition_hash) == (2, SHOP.definition_hash)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import csv
 import dataclasses
 import io
 import json
 import re
+import socket
 import sys
 import threading
 import time
@@ -16,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import quote
 
@@ -29,8 +32,10 @@ from starlette.testclient import TestClient
 import serving_layer
 from engine import proof, versions
 from engine import service as service_module
+from engine.commit import gap_segment
 from engine.domain import count
-from engine.log import MASTER, gap_segment, segment_path
+from engine.log import MASTER, segment_path
+from engine.observe import StartAgain
 from engine.service import Service
 from engine.settings import load
 from serving_layer import create_app, listen_refusal
@@ -514,6 +519,39 @@ def test_other_machines_are_refused_without_a_word_of_consent() -> None:
     assert listen_refusal("0.0.0.0", 0, True) is None and listen_refusal("127.0.0.1", 0, False) is None
     assert "cannot listen" in str(listen_refusal("no-such-host.invalid", 8000, False))
     assert serving_layer.DRAIN_SECONDS <= 10
+
+
+def test_answers_older_than_the_bound_are_not_ready_and_every_page_says_so(api: Api) -> None:
+    """A healthy store of answers that stopped growing; without a bound it is a warning for as long as it lasts."""
+    api.fill()
+    made = api.json("/v1/ledger")["domains"][0]
+    api.now += 1_166 - made["staleness_seconds"]
+    api.service.heard = dict.fromkeys(api.service.heard, api.now)
+
+    def told(bound: float) -> tuple[dict[str, Any], dict[str, Any], str]:
+        api.service.settings = dataclasses.replace(api.service.settings, ready_staleness=bound)
+        ready = api.json("/health/ready", 503 if 0 < bound < 1_166 else 200)
+        return ready, api.json("/v1/ledger")["domains"][0], api.get("/metrics").text
+
+    ready, ledger, page = told(0)
+    assert (ready["reasons"], ready["warnings"]) == ([], ["domain 'shop' is 1166 s behind Kafka"])
+    assert ledger["max_staleness_seconds"] is None
+    assert 'highwater_serving_max_staleness_seconds{domain="shop"} 0.0' in page
+    ready, ledger, page = told(900)
+    assert ready["reasons"] == ["domain 'shop' is 1166 s behind Kafka, READY_STALENESS allows 900"]
+    assert ready["status"] == "not ready" and ready["warnings"] == []
+    assert ledger["staleness_seconds"] > ledger["max_staleness_seconds"] == 900
+    assert 'highwater_serving_max_staleness_seconds{domain="shop"} 900.0' in page
+    assert told(1_200)[0]["status"] == "ready"
+
+
+def test_a_server_that_ends_by_itself_is_start_me_again(filled: Api) -> None:
+    """Its port was free a moment ago; exit 0 would have left it down for good."""
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        chosen = dataclasses.replace(filled.service.settings, serving_port=busy.getsockname()[1])
+        idle: Any = SimpleNamespace(start=lambda: None, stop=lambda: None)
+        with pytest.raises(StartAgain, match=r"ended by itself: Address already in use"):
+            asyncio.run(serving_layer.serve(create_app(filled.service), chosen, idle))
 
 
 def test_while_hdfs_hangs_answers_from_memory_do_not_wait(filled: Api, monkeypatch: pytest.MonkeyPatch) -> None:

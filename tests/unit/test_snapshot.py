@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -327,6 +329,88 @@ def test_a_log_that_began_anew_under_its_id_is_neither_fresh_nor_complete(world:
     }
 
 
+def test_a_topic_made_anew_while_the_stream_was_ahead_is_followed(world: World) -> None:
+    """Epochs had counted rows of the old log that never reached the master dataset; the new chain says so."""
+    world.epochs(0, 30)
+    before = world.poll()
+    world.version(1, 20)
+    ended = world.end(20)[SALES.topic][LOG]
+    fresh = {SALES.topic: {"logB": {"0": 0}}}
+    chain = dataclasses.replace(world.chain, number=2, version=1, start=fresh, origins=fresh)
+    world.fs.create(f"{chain.folder}/chain.json", json.dumps(vars(chain)).encode())
+    assert world.poll().coverage == before.coverage, "without that it would never move on"
+    world.fs.delete(chain.folder, recursive=True)
+    chain = dataclasses.replace(chain, number=3, lost={SALES.topic: {LOG: ended}})
+    world.fs.create(f"{chain.folder}/chain.json", json.dumps(vars(chain)).encode())
+    after = world.poll()
+    assert after.coverage == {SALES.topic: {LOG: ended, "logB": {"0": 0}}}
+    assert sales(after) == good_below(world, after.coverage)
+    cold = Loader(world.fs, SHOP, open_database(), clock=lambda: world.now).poll()
+    assert cold is not None and cold.coverage == after.coverage, "the old chain reaches further, with rows of no log"
+
+
+def test_coverage_falls_no_further_than_what_was_lost(world: World) -> None:
+    world.epochs(0, 30)
+    before = world.poll()
+    world.version(1, 20)
+    fresh = {SALES.topic: {"logB": {"0": 0}}}
+    lost = {SALES.topic: {LOG: world.end(25)[SALES.topic][LOG]}}
+    chain = dataclasses.replace(world.chain, number=2, version=1, start=fresh, origins=fresh, lost=lost)
+    world.fs.create(f"{chain.folder}/chain.json", json.dumps(vars(chain)).encode())
+    assert world.poll().coverage == before.coverage, "the batch layer has not folded the rest of the old log yet"
+
+
+def balance(world: World, raw: dict[str, Partition], typed: dict[str, Partition], snapshot: Snapshot) -> dict[str, Any]:
+    watch = Watch(SHOP)
+    watch.seen = Seen({SALES.topic: {LOG: raw}}, {SALES.topic: {LOG: typed}})
+    ranges = {int(p): (0, part.head) for p, part in raw.items()}
+    watch.note(4e9, {SALES.topic: LOG}, {SALES.topic: ranges})
+    return watch.ledger(snapshot, 4e9)
+
+
+def test_gaps_and_holes_are_counted_and_hide_no_imbalance(world: World) -> None:
+    world.version(1, 40)
+    snapshot = world.poll()
+    counts = snapshot.manifest.counts[SALES.topic][LOG]
+    rows = {p: sum(by.values()) for p, by in counts.items()}
+    heads = snapshot.coverage[SALES.topic][LOG]
+    begins = ORIGINS[SALES.topic][LOG]
+    # As many offsets more as were accepted as a gap, or are holes, lie below the horizon.
+    further = {p: head + 12 for p, head in heads.items()}
+    manifest = dataclasses.replace(snapshot.manifest, horizon={SALES.topic: {LOG: further}})
+    snapshot = dataclasses.replace(snapshot, manifest=manifest, coverage=manifest.horizon)
+    parts = {
+        p: Partition(
+            (), begins[p], further[p], gaps=((begins[p], begins[p] + 7),), holes=((further[p] - 5, further[p]),)
+        )
+        for p in heads
+    }
+    ledger = balance(world, parts, parts, snapshot)
+    assert ledger["balanced"] and not ledger["complete"]
+    for row in ledger["partitions"]:
+        assert (row["gaps"], row["holes"], row["raw"]) == (7, 5, rows[row["partition"]])
+        assert (
+            row["horizon"] - row["origin"] == row["good"] + sum(row["problems"].values()) + row["gaps"] + row["holes"]
+        )
+    short = {p: dataclasses.replace(part, gaps=((begins[p], begins[p] + 6),)) for p, part in parts.items()}
+    assert not balance(world, short, short, snapshot)["balanced"]
+    torn = {p: dataclasses.replace(part, origin=part.origin + 1) for p, part in parts.items()}
+    assert not balance(world, parts, torn, snapshot)["balanced"]
+    damaged = {p: dataclasses.replace(part, damage="it begins at offset 9") for p, part in parts.items()}
+    assert not balance(world, damaged, parts, snapshot)["balanced"]
+
+
+def test_the_ledger_says_what_hdfs_alone_still_has(world: World) -> None:
+    world.version(1, 40)
+    snapshot, watch = world.poll(), Watch(SHOP)
+    heads = snapshot.coverage[SALES.topic][LOG]
+    old = {p: Partition((), ORIGINS[SALES.topic][LOG][p], head, closed=True) for p, head in heads.items()}
+    new = {p: Partition((), head - 10, head - 10, begun=True) for p, head in heads.items()}
+    watch.seen = Seen({SALES.topic: {LOG: old, f"{LOG}.2": new}}, {SALES.topic: {LOG: old}})
+    told = {(row["log"], row["only_hdfs"]) for row in watch.ledger(snapshot, 4e9)["partitions"]}
+    assert told == {(LOG, 10), (f"{LOG}.2", 0)}
+
+
 def test_a_topic_that_kafka_no_longer_has_is_not_fresh(world: World) -> None:
     world.epochs(0, 10)
     snapshot, watch = world.poll(), Watch(SHOP)
@@ -342,4 +426,113 @@ def test_what_is_pruned_is_forgotten(world: World) -> None:
         world.poll()
     world.fs.delete(versions.folder(SHOP.name, 1), recursive=True)
     world.poll()
-    assert sorted(world.loader._manifests) == [2, 3]
+    assert sorted(m.version for m in world.loader._manifests.values()) == [2, 3]
+
+
+# What is deleted by hand and made anew, what is damaged, what leaves ---------------------------------------------------
+
+
+def test_a_version_that_was_deleted_and_made_anew_under_its_number_is_read_anew(world: World) -> None:
+    world.epochs(0, 10)
+    world.version(1, 3)
+    world.version(2, 5)
+    assert world.poll().manifest.version == 2
+    world.fs.delete(versions.folder(SHOP.name, 2), recursive=True)
+    world.version(2, 8)
+    snapshot = world.poll()
+    assert snapshot.manifest.horizon == world.end(8)
+    assert sales(snapshot) == good_below(world, world.end(10))
+
+
+def test_an_epoch_that_was_deleted_and_made_anew_under_its_number_is_read_anew(world: World) -> None:
+    world.epochs(0, 6)
+    world.poll()
+    world.fs.delete(chains.epoch_path("shop", 1, 5))
+    write_epoch(world.fs, SHOP, world.chain, 5, world.end(5), pa.concat_tables(world.pieces[5:8]))
+    assert sales(world.poll()) == good_below(world, world.end(6)), "what is remembered of it is still right"
+    write_epoch(world.fs, SHOP, world.chain, 6, world.end(8), world.pieces[8])
+    snapshot = world.poll()
+    assert snapshot.coverage == world.end(9) and sales(snapshot) == good_below(world, world.end(9))
+    assert sum(snapshot.quarantined.values()) + sales(snapshot) == sum(p.num_rows for p in world.pieces[:9])
+    world.fs.reads.clear()
+    world.poll()
+    assert not [path for path in world.fs.reads if path.endswith(".parquet")]
+
+
+def test_an_epoch_that_does_not_continue_is_not_read_again_at_every_poll(world: World) -> None:
+    world.epochs(0, 6)
+    write_epoch(world.fs, SHOP, world.chain, 6, world.end(8), world.pieces[8])
+    assert world.poll().coverage == world.end(6)
+    world.poll()
+    world.fs.reads.clear()
+    world.poll()
+    assert not [path for path in world.fs.reads if path.endswith(".parquet")]
+
+
+def test_chains_that_begin_at_one_again_are_served(world: World) -> None:
+    world.epochs(0, 4)
+    world.version(1, 2)
+    second = write_chain(world.fs, SHOP, 2, 1, world.end(2))
+    write_epochs(world.fs, SHOP, second, world.pieces[2:6])
+    assert world.poll().chain == second
+    world.fs.delete(chains.SPEED, recursive=True)  # with what is remembered of their numbers
+    again = write_chain(world.fs, SHOP, 1, 1, world.end(2), "2026-02-02T00:00:00Z")
+    write_epochs(world.fs, SHOP, again, world.pieces[2:9])
+    snapshot = world.poll()
+    assert snapshot.chain == again and sales(snapshot) == good_below(world, world.end(9))
+
+
+def test_a_choice_that_was_deleted_and_made_anew_under_its_number_is_obeyed(world: World) -> None:
+    world.epochs(0, 10)
+    for number in (1, 2, 3):
+        world.version(number, number)
+    versions.choose(world.fs, "shop", 2, follow=False)
+    world.poll()
+    world.fs.delete(versions.SERVED, recursive=True)
+    world.fs.create(f"{versions.SERVED}/shop/1.json", b'{"version": 1, "follow": false, "at": "later"}')
+    assert world.loader.pinned == 1
+    assert world.poll().manifest.version == 1
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"\xff", b"7"])
+def test_a_damaged_choice_stops_no_serving(world: World, text: bytes) -> None:
+    world.epochs(0, 10)
+    for number in (1, 2):
+        world.version(number, number)
+    versions.choose(world.fs, "shop", 1, follow=False)
+    world.fs.create(f"{versions.SERVED}/shop/2.json", text)
+    assert (world.loader.pinned, world.poll().manifest.version) == (1, 1)
+
+
+@pytest.mark.parametrize("damage", ["garbled page", "garbled footer"])
+def test_rows_whose_bytes_are_no_pages_are_refused_as_damage_and_not_taken_for_silence(
+    world: World, damage: str
+) -> None:
+    world.epochs(0, 10)
+    for number in (1, 2):
+        world.version(number, number)
+    path = f"{versions.folder('shop', 2)}/shops/part-0.parquet"
+    data = bytearray(world.fs.read(path))
+    place = slice(4, 40) if damage == "garbled page" else slice(-60, -40)
+    data[place] = b"\xff" * len(data[place])
+    world.fs.delete(path)
+    world.fs.create(path, bytes(data))
+    assert world.poll().manifest.version == 1
+
+
+def test_a_chain_that_cannot_be_read_is_told_once_and_left_out(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world.epochs(0, 4)
+    world.fs.create(f"{chains.chain_folder('shop', 2)}/chain.json", b"{")
+    for _ in range(3):
+        assert world.poll().chain == world.chain
+    assert capsys.readouterr().out.count("0000000002") <= 2  # one line, which names path and reason
+
+
+def test_a_topic_that_left_the_domain_is_in_no_coverage(world: World) -> None:
+    world.epochs(0, 10)
+    gone = {"gone-topic": {"logG": {"0": 99}}}
+    write_version(world.fs, SHOP, 1, pa.concat_tables(world.pieces[:3]), {**world.end(3), **gone})
+    snapshot = world.poll()
+    assert set(snapshot.coverage) == {SALES.topic} and snapshot.chain == world.chain

@@ -62,7 +62,9 @@ def test_thirty_thousand_names_leave_a_manifest_of_a_hundred_that_the_recount_ag
     spark: SparkSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values = [json.dumps({"id": str(n), f"field_{n * 7919 % 30_000}": 1, "coupon": n}) for n in range(30_000)]
-    values += [json.dumps({"id": f"x{n}", "not a name": n, **{f"made_up_{n}_{m}": 0 for m in range(200)}}) for n in range(5)]
+    values += [
+        json.dumps({"id": f"x{n}", "not a name": n, **{f"made_up_{n}_{m}": 0 for m in range(200)}}) for n in range(5)
+    ]
     log = raw(values)
     typed = decode_rows(STREAM, log).append_column("topic", pa.array(["open"] * len(log)))
     ranges: dict[str, Any] = {}

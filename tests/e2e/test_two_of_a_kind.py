@@ -1,0 +1,174 @@
+"""Two processes of a layer, either of them killed; a topic made anew under load; a partition whose end Kafka lost.
+
+Nobody but the operator who follows the printed advice does anything: what ends is started again by its supervisor.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kafka import KafkaAdminClient
+
+import domains
+from engine import kafka
+from engine.settings import environment, load
+from stack import lifecycle, process
+from stack import settings as stack_settings
+from stack.services import KAFKA
+from tests.conftest import Stack
+from tests.e2e.conftest import SHARES, Pipeline
+
+(STOCKS,) = domains.named("stocks", environment())
+(TICKS,) = STOCKS.streams
+TOPIC = TICKS.topic
+# Small segments, so that a partition has a last one to lose.
+CONFIG = {"segment.bytes": "20000", "cleanup.policy": "delete"}
+
+
+@pytest.fixture(scope="module")
+def drill(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
+    running = Pipeline(stack, tmp_path_factory.mktemp("two"), domain=STOCKS.name)
+    create_topic(running)
+    try:
+        running.run("producer.py", "--rate", "0", "--count", "1000", "--seed", "5", *SHARES)
+        yield running
+    finally:
+        running.finish()
+
+
+def create_topic(drill: Pipeline) -> None:
+    """Make the topic, also where it was just deleted: Kafka says for a moment that it exists."""
+    settings = load(environ=drill.env, env_file=None)
+    admin = kafka.admin(settings)
+    topic: dict[str, Any] = {"num_partitions": TICKS.partitions, "replication_factor": 1, "configs": CONFIG}
+    deadline = time.monotonic() + 60
+    while TOPIC not in kafka.topic_ids(admin, [TOPIC]):
+        assert time.monotonic() < deadline
+        admin.create_topics({TOPIC: topic}, raise_errors=False)
+        time.sleep(0.5)
+    admin.close()
+
+
+def supervised(drill: Pipeline, *layers: str) -> None:
+    for layer in layers:
+        script = str(drill.root / f"{layer}_layer.py")
+        drill.spawn(layer, "-m", "stack.supervise", "--fault-retry", "15", script)
+
+
+def everything_covered(drill: Pipeline) -> bool:
+    ledger = drill.ledger()
+    lags = [row["lag"] for row in ledger.get("partitions", [])]
+    fresh = ledger.get("staleness_seconds", 1e9) < 30
+    return bool(lags) and fresh and all(lag["ingest"] == lag["stream"] == 0 for lag in lags)
+
+
+def produce(drill: Pipeline, events: int, seed: int) -> None:
+    drill.run("producer.py", "--rate", "200", "--count", str(events), "--seed", str(seed), *SHARES)
+
+
+def test_either_of_two_processes_of_a_layer_may_be_killed_and_nobody_else_is_hurt(drill: Pipeline) -> None:
+    drill.start("serving", "ingest", "stream")
+    drill.wait("first answers", lambda: drill.ledger().get("events", {}).get("speed"))
+    drill.spawn("producer", "producer.py", "--rate", "40", "--seed", "6", *SHARES)
+    drill.spawn("ingest-2", "ingest_layer.py")
+    drill.spawn("stream-2", "stream_layer.py")
+    for name in ("ingest-2", "stream-2"):
+        drill.wait(f"{name} is at work", lambda name=name: "started" in drill.log(name, 100_000))
+    for killed in (("ingest", "stream"), ("ingest-2", "stream-2")):
+        for name in killed:
+            drill.kill(name)
+        ends = drill.heads("kafka_end")
+        # The one that is left ends neither now nor later: `wait` looks.
+        drill.wait(
+            f"what came before {killed} were killed is mirrored and counted",
+            lambda ends=ends: all(
+                drill.heads(column)[place] >= end for place, end in ends.items() for column in ("raw_head", "speed_end")
+            ),
+        )
+        drill.start(*(name for name in killed if name in ("ingest", "stream")))
+    assert drill.stop("producer") == 0
+    drill.wait("all is covered", lambda: everything_covered(drill))
+    assert "exact" in drill.verify()
+    drill.run("batch_layer.py")
+    for name in ("ingest", "stream"):
+        assert drill.stop(name) == 0, drill.log(name)
+    for name in ("ingest", "ingest-2", "stream", "stream-2"):
+        assert "fault:" not in drill.log(name, 10**6) and "Traceback" not in drill.log(name, 10**6), drill.log(name)
+
+
+def test_a_topic_made_anew_under_load_goes_on_and_what_was_lost_is_on_record(drill: Pipeline) -> None:
+    supervised(drill, "ingest", "stream")
+    drill.wait("all is covered", lambda: everything_covered(drill))
+    paused = layer_of(drill, "ingest")
+    os.kill(paused, signal.SIGSTOP)
+    try:
+        produce(drill, 300, 7)
+        drill.wait("the stream is ahead of ingest", lambda: drill.lag("stream") == 0 and drill.lag("ingest") > 0)
+        admin = KafkaAdminClient(bootstrap_servers=drill.env["KAFKA_BOOTSTRAP_SERVERS"])
+        admin.delete_topics([TOPIC])
+        admin.close()
+        create_topic(drill)
+    finally:
+        os.kill(paused, signal.SIGCONT)
+    produce(drill, 300, 8)
+
+    def followed() -> bool:
+        drill.run("batch_layer.py")
+        ledger = drill.ledger()
+        logs = {row["log"] for row in ledger.get("partitions", []) if row["speed_end"] > 0}
+        return len(logs) == 2 and everything_covered(drill)
+
+    drill.wait("serving follows the new log", followed)
+    ledger = drill.ledger()
+    assert any(row["lost"] for row in ledger["partitions"]) and ledger["balanced"] and ledger["complete"]
+    assert "exact" in drill.verify()
+
+
+def test_a_partition_whose_end_kafka_lost_goes_on_where_it_was_cut(drill: Pipeline, stack: Stack) -> None:
+    produce(drill, 600, 9)
+    drill.wait("all is covered", lambda: everything_covered(drill))
+    before = sum(row["raw"] for row in drill.ledger()["partitions"])
+    settings = stack_settings.load({**os.environ, **stack.env})
+    broker = process.running_pid(KAFKA.pid_file(settings))
+    assert broker is not None
+    os.kill(broker, signal.SIGKILL)
+    while process.running_pid(KAFKA.pid_file(settings)):
+        time.sleep(0.1)
+    lost = lose_the_last_segment(next(stack.var.rglob(f"{TOPIC}-0")))
+    lifecycle.up(settings, say=lambda line: None)
+    drill.wait("ingest names the loss", lambda: "LOG_REPLACED" in drill.log("ingest", 10**6))
+    said = drill.run("ingest_layer.py", "--new-log", TOPIC)
+    assert "partition 0 at offset" in said and "cut short here" in said, said
+    assert said.count("it goes on at its head") == TICKS.partitions - 1, said
+    produce(drill, 300, 10)
+    drill.wait("all is covered again, without hands", lambda: everything_covered(drill))
+    drill.run("batch_layer.py")
+    drill.wait("and balanced", lambda: drill.ledger()["balanced"] and everything_covered(drill))
+    partitions = drill.ledger()["partitions"]
+    assert sum(row["raw"] for row in partitions) < before + 300 * 1.2, "nothing was mirrored twice"
+    assert 0 < sum(row["only_hdfs"] for row in partitions) <= lost
+    assert "exact" in drill.verify()
+
+
+def layer_of(drill: Pipeline, name: str) -> int:
+    """Process id of the layer that a supervisor runs."""
+    supervisor = drill.running[name].pid
+    children = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()
+    return int(children[0])
+
+
+def lose_the_last_segment(folder: Path) -> int:
+    """Delete the newest segment of a partition that has records; return about how many records it may have held at most."""
+    logs = sorted(path for path in folder.glob("*.log") if path.stat().st_size)
+    assert len(logs) > 1, "one segment only: the partition would be empty"
+    base = logs[-1].stem
+    for path in folder.iterdir():
+        if path.stem >= base and path.suffix in (".log", ".index", ".timeindex", ".snapshot", ".txnindex"):
+            path.unlink()
+    return 20_000
