@@ -13,13 +13,22 @@ from typing import Any
 import structlog
 from py4j.protocol import Py4JJavaError
 from pyspark.errors import PySparkException
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 
 from engine import chain as chain_of
 from engine import derived, fold, versions
 from engine.chain import Chain, Epoch
-from engine.domain import ALL_ROWS, NEW_ROWS, Domain, Stream
+from engine.domain import (
+    ALL_ROWS,
+    FURTHER_FIELDS,
+    NEW_ROWS,
+    OTHER_FIELDS,
+    UNKNOWN_FIELDS,
+    Domain,
+    Stream,
+    unknown_order,
+)
 from engine.events import Ranges, RowsDiffer, read_typed, torn, typed_root
 from engine.hdfs import Hdfs, HdfsUnavailable
 from engine.log import (
@@ -423,7 +432,7 @@ def _unknown_fields(
     since: Mapping[str, Ranges],
     full: bool,
 ) -> dict[str, dict[str, int]]:
-    """Count the rows that carry a field which the schema does not know; per topic and name of the field."""
+    """Count the rows that carry a field which the schema does not know; per topic and name of the field, the shortest by name."""
     found: dict[str, dict[str, int]] = {}
     frames = []
     for stream in domain.streams:
@@ -431,11 +440,26 @@ def _unknown_fields(
             found[stream.topic] = dict(parent.unknown[stream.topic])
         rows = read_typed(spark, url, stream, log[stream.topic], since[stream.topic])
         frames.append(rows.selectExpr("topic", "explode(unknown) AS name"))
-    # One job for all topics: each job has a price of its own, however few rows there are.
-    for row in reduce(DataFrame.unionByName, frames).groupBy("topic", "name").count().collect():
+    # One job for all topics: each job has a price of its own, however few rows there are. What a sender may invent without
+    # end never leaves the executors.
+    counted = reduce(DataFrame.unionByName, frames).groupBy("topic", "name").count()
+    further = F.col("name") == FURTHER_FIELDS
+    place = F.row_number().over(
+        Window.partitionBy("topic").orderBy(further, F.col("name") != OTHER_FIELDS, F.length("name"), "name")
+    )
+    kept = counted.select("topic", F.when(place <= UNKNOWN_FIELDS, F.col("name")).alias("name"), "count")
+    for row in kept.groupBy("topic", "name").agg(F.sum("count").alias("rows")).collect():
         of = found.setdefault(row["topic"], {})
-        of[row["name"]] = of.get(row["name"], 0) + row["count"]
-    return found
+        name = row["name"] or FURTHER_FIELDS
+        of[name] = of.get(name, 0) + row["rows"]
+    return {topic: _shortest(names) for topic, names in found.items()}
+
+
+def _shortest(names: Mapping[str, int]) -> dict[str, int]:
+    """Keep the counts of as many names as a manifest holds, the others together."""
+    kept = sorted(names.keys() - {FURTHER_FIELDS}, key=unknown_order)[:UNKNOWN_FIELDS]
+    rest = sum(names.values()) - sum(names[name] for name in kept)
+    return {name: names[name] for name in kept} | ({FURTHER_FIELDS: rest} if rest else {})
 
 
 def _continues(stream: Stream, parent: Manifest, full: bool) -> bool:

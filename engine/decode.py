@@ -7,6 +7,7 @@ are converted as a whole and fall back to single values only where a value is no
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import zlib
@@ -20,7 +21,16 @@ import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from engine.domain import FIELD_NAME, OTHER_FIELDS, Domain, Stream, decimal_of
+from engine.domain import (
+    FIELD_NAME,
+    FURTHER_FIELDS,
+    OTHER_FIELDS,
+    UNKNOWN_FIELDS,
+    Domain,
+    Stream,
+    decimal_of,
+    unknown_order,
+)
 from engine.measures import arrow_type
 
 MAX_DEPTH = 64
@@ -69,7 +79,7 @@ def decode_rows(stream: Stream, raw: pa.Table) -> pa.Table:
         raw: columns offset, timestamp, value, value_bytes of raw segments.
 
     Returns:
-        A table with `decoded_columns`: `problem` is "malformed" or NULL, `ukey` the text of the unique key, `crc` the
+        A table with `decoded_columns`: `problem` is "malformed" or NULL, `ukey` a hash of the unique key, `crc` the
         CRC-32 of the value (0 for a null), `unknown` the names of fields that the schema does not know; value and value_bytes are kept as they came.
     """
     values = [text.encode() if text is not None else None for text in raw["value"].to_pylist()]
@@ -164,12 +174,15 @@ def _event(value: bytes | None) -> dict[str, Any] | None:
 
 def _unknown(events: list[dict[str, Any] | None], stream: Stream) -> pa.Array:
     known = stream.columns.keys()
-    found = [
-        None
-        if event is None or event.keys() <= known
-        else sorted({name if _FIELD.fullmatch(name) else OTHER_FIELDS for name in event.keys() - known})
-        for event in events
-    ]
+    found: list[list[str] | None] = []
+    for event in events:
+        if event is None or event.keys() <= known:
+            found.append(None)
+            continue
+        names = {name if _FIELD.fullmatch(name) else OTHER_FIELDS for name in event.keys() - known}
+        if len(names) > UNKNOWN_FIELDS:
+            names = {*sorted(names, key=unknown_order)[:UNKNOWN_FIELDS], FURTHER_FIELDS}
+        found.append(sorted(names))
     return pa.array(found, pa.list_(pa.string()))
 
 
@@ -340,14 +353,18 @@ _CONVERT = {
 
 
 def _unique_keys(stream: Stream, columns: dict[str, pa.Array], bad: list[bool]) -> pa.Array:
-    if len(stream.unique) == 1 and stream.columns[stream.unique[0]] == "STRING":
-        return columns[stream.unique[0]]
+    """Return 128 bits of a hash of each unique key: what is remembered of an event has one size, whatever names it."""
     parts = []
     for name in stream.unique:
         column = columns[name]
         parts.append((column.cast(pa.int64()) if stream.columns[name] == "TIMESTAMP" else column).to_pylist())
-    texts = [json.dumps(key, default=str) for key in zip(*parts, strict=True)]
-    return pa.array([None if flag else text for text, flag in zip(texts, bad, strict=True)], pa.string())
+    plain = [stream.columns[name] for name in stream.unique] == ["STRING"]
+    texts = parts[0] if plain else [json.dumps(key, default=str) for key in zip(*parts, strict=True)]
+    return pa.array([None if flag else _hashed(text) for text, flag in zip(texts, bad, strict=True)], pa.string())
+
+
+def _hashed(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _checksums(values: list[bytes | None], raw_bytes: pa.ChunkedArray) -> pa.Array:

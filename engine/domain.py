@@ -33,6 +33,9 @@ MEASURES_VERSION = 2
 
 # A field that a schema does not know is counted by its name if it looks like one, else under the second text.
 FIELD_NAME, OTHER_FIELDS = r"[A-Za-z_][A-Za-z0-9_.-]{0,62}", "(other)"
+# So many names are kept, of a row and of a topic, the shortest ones; what is left counts under the text below. A name among
+# the shortest of all was among the shortest of any part, so counts add up to the same however the log was split.
+UNKNOWN_FIELDS, FURTHER_FIELDS = 100, "(others)"
 
 # Event time may run ahead of Kafka's receive time by this much (the default rule of every stream).
 FUTURE_LIMIT_MINUTES = 5
@@ -80,6 +83,11 @@ ALL_ROWS, NEW_ROWS, FRESH_ROWS = ROWS_OF = ("", "new_", "fresh_")
 def table_name(topic: str) -> str:
     """Return the name under which reports know the good rows of a topic."""
     return topic.replace("-", "_").replace(".", "_")
+
+
+def unknown_order(name: str) -> tuple[Any, ...]:
+    """Sort key of unknown fields' names: those first that are kept."""
+    return name != OTHER_FIELDS, len(name), name
 
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 
 Place = tuple[str, str, str]  # topic, log, partition
-Keyed = tuple[int, str]  # offset, unique key
+Keyed = tuple[int, str]  # offset, hash of the unique key
 
 
 class KeyWindow:

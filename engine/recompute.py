@@ -19,7 +19,7 @@ import pyarrow as pa
 from datasketches import hll_sketch, hll_union, tgt_hll_type
 
 from engine.domain import GRAINS, Domain, Measure, Report, Stream, View, decimal_of
-from engine.recount import table_of
+from engine.recount import shortest, table_of
 
 Position = Mapping[str, Mapping[str, Mapping[str, int]]]
 Row = dict[str, Any]
@@ -172,14 +172,14 @@ def problem_counts(
 
 
 def unknown_fields(con: duckdb.DuckDBPyConnection, domain: Domain, end: Position) -> dict[str, dict[str, int]]:
-    """Count the rows below `end` that carry a field which the schema does not know, per topic and name."""
+    """Count the rows below `end` that carry a field which the schema does not know, per topic and name, the shortest by name."""
     _set_bounds(con, "merged", {"coverage": end})
     found: dict[str, dict[str, int]] = {}
     for stream in domain.streams:
         rows = _bounded(domain, stream, ["unknown"])
         sql = f"SELECT unnest(unknown), count(*) FROM ({rows}) WHERE unknown IS NOT NULL GROUP BY 1"
         if counted := dict(con.execute(sql).fetchall()):
-            found[stream.topic] = counted
+            found[stream.topic] = shortest(counted)
     return found
 
 

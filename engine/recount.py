@@ -25,7 +25,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from engine.domain import FIELD_NAME, OTHER_FIELDS, Domain, Stream, decimal_of
+from engine.domain import FIELD_NAME, FURTHER_FIELDS, OTHER_FIELDS, UNKNOWN_FIELDS, Domain, Stream, decimal_of
 
 Place = tuple[str, str, str]  # topic, log, partition
 Chunk = tuple[Place, pa.Table]  # consecutive raw rows: offset, timestamp, value, value_bytes
@@ -92,7 +92,8 @@ def typed_table(stream: Stream, raw: pa.Table) -> pa.Table:
             event = parse_event(text)
             rows.append(_row(event, readers))
             problems.append(None)
-            unknown.append([*dict.fromkeys(_field_name(name) for name in event if name not in stream.columns)] or None)
+            names = dict.fromkeys(_field_name(name) for name in event if name not in stream.columns)
+            unknown.append([*shortest(dict.fromkeys(names, 1))] or None)
         except Malformed:
             rows.append(nothing)
             problems.append("malformed")
@@ -281,6 +282,14 @@ def _readers(stream: Stream) -> list[_Reader]:
 
 def _field_name(name: str) -> str:
     return name if _NAME.fullmatch(name) else OTHER_FIELDS
+
+
+def shortest(names: Mapping[str, int]) -> dict[str, int]:
+    """Keep the counts of the names that come first: (other), then the shorter, then by alphabet; add up the rest as (others)."""
+    ordered = sorted((n for n in names if n != FURTHER_FIELDS), key=lambda n: (n != OTHER_FIELDS, len(n), n))
+    kept = {name: names[name] for name in ordered[:UNKNOWN_FIELDS]}
+    rest = sum(names.values()) - sum(kept.values())
+    return {**kept, FURTHER_FIELDS: rest} if rest else kept
 
 
 def _row(event: Mapping[str, Any], readers: list[_Reader]) -> tuple[Any, ...]:

@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any
 
 from engine.chain import HOLE
-from engine.domain import Domain
+from engine.domain import UNKNOWN_FIELDS, Domain
 from engine.log import (
     EVENTS,
     LogReader,
@@ -30,7 +30,6 @@ from engine.snapshot import Snapshot
 
 # How many of Kafka's answers (one a second) are remembered to judge snapshots that a cursor still holds.
 REMEMBERED = 600
-UNKNOWN_FIELDS = 100  # per topic
 
 Ranges = dict[str, dict[str, dict[str, tuple[int, int]]]]
 
@@ -245,8 +244,8 @@ def ends(ranges: Ranges) -> Position:
 
 
 def _most(names: Mapping[str, int]) -> dict[str, int]:
-    """The most frequent names, so that no sender can make an answer endless."""
-    return dict(sorted(names.items(), key=lambda item: (-item[1], item[0]))[:UNKNOWN_FIELDS])
+    """The most frequent names first, at most as many as a manifest holds."""
+    return dict(sorted(names.items(), key=lambda item: (-item[1], item[0]))[: UNKNOWN_FIELDS + 1])
 
 
 def _missing(topic: str, log: str, partition: str, start: int, end: int, reason: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from random import Random
 
 import pyarrow as pa
@@ -12,10 +13,11 @@ from hypothesis import strategies as st
 from pyspark.sql import SparkSession
 
 from domains import DOMAINS
-from engine.decode import decode_stream, decoded_columns
-from engine.domain import FUTURE_RULE, Domain, Stream, decimal_of
+from engine.decode import decode_rows, decode_stream, decoded_columns
+from engine.domain import FUTURE_RULE, Domain, Stream, View, count, decimal_of
 from engine.duplicates import KeyWindow
 from engine.quality import judged, with_duplicates
+from engine.recount import load, open_database
 from tests.unit.test_decode import raw
 
 W = 5
@@ -75,6 +77,27 @@ def test_spark_names_the_same_duplicates_with_and_without_earlier_rows(spark: Sp
         o for o in wanted if o >= cut
     ]
     assert later.count() == len(rows) - cut
+
+
+IDS = Stream("ids", {"id": "STRING", "n": "BIGINT"}, key="id", unique=("id",), duplicate_window=4)
+PAIRS = Stream("pairs", {"id": "STRING", "n": "BIGINT"}, key="id", unique=("id", "n"), duplicate_window=4)
+
+
+@pytest.mark.parametrize("stream", [IDS, PAIRS], ids=lambda stream: stream.topic)
+def test_a_key_of_a_megabyte_is_remembered_in_32_characters_and_the_recount_agrees(stream: Stream) -> None:
+    long = "é" * 500_000
+    ids = [long, "a", long + "x", long, "a", '", 1', "", long + "x"]
+    log = raw([json.dumps({"id": text, "n": 1}) for text in ids])
+    keys = decode_rows(stream, log)["ukey"].to_pylist()
+    assert {len(key) for key in keys} == {32} and len(set(keys)) == len(set(ids))
+    window = KeyWindow({stream.topic: 4})
+    found = window.duplicates((stream.topic, "L", "0"), list(enumerate(keys)))
+    assert found == [3, 4]  # the last is 5 after the other
+    domain = Domain("keys", (stream,), (View("number", (stream,), (), {"n": count()}),))
+    con = open_database()
+    load(con, domain, [((stream.topic, "L", "0"), log)], len(log))
+    counted = con.sql("SELECT \"offset\" FROM recount.judged_0 WHERE problem = 'duplicate' ORDER BY 1").fetchall()
+    assert [offset for (offset,) in counted] == found
 
 
 STREAMS = [(domain, stream) for domain in DOMAINS for stream in domain.streams]

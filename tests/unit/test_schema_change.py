@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyspark.sql import SparkSession
 
@@ -185,6 +185,7 @@ SOME: st.SearchStrategy[Any] = st.sampled_from(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(st.dictionaries(st.sampled_from(["pieces", "price", "coupon", "note"]), SOME, max_size=4), max_size=6))
 def test_any_mixture_of_events_is_read_alike_under_every_schema(mixture: list[dict[str, Any]]) -> None:
     values = [event(number, **fields) for number, fields in enumerate(mixture)]
