@@ -186,7 +186,7 @@ class SpeedLog:
         return origin.offset
 
     def follow_versions(self) -> None:
-        """Look for new versions and for epochs that went away.
+        """Look for new versions, for epochs of another stream job, and for epochs that went away.
 
         Raises:
             StartAgain: the newest version has another definition.
@@ -195,11 +195,12 @@ class SpeedLog:
         self.check_topics()
         there = chain_of.epoch_numbers(self.fs, self.domain.name, self.chain.number)
         last = self.next_number - 1
-        whole = there == list(range(there[0], last + 1)) if there else last < 0
+        ours = [number for number in there if number <= last]
+        whole = ours == list(range(ours[0], last + 1)) if ours else last < 0
         if not whole or not self._begun():
-            raise NewChain(
-                f"chain {self.chain.number} has lost epochs; {last + 1} were written, {len(there)} are there"
-            )
+            raise NewChain(f"chain {self.chain.number} has lost epochs; {last + 1} were known, {len(ours)} are there")
+        if len(ours) < len(there):
+            self._catch_up()
         pruned = [epoch for epoch in self.epochs if there and epoch.number >= there[0]]
         folders = versions.folders(self.fs, self.domain.name)
         seen = folders, versions.choices(self.fs, self.domain.name)

@@ -384,6 +384,20 @@ def test_a_topic_made_anew_while_the_stream_is_ahead_says_what_was_lost(world: W
     assert world.stream().chain.lost == {TOPIC: {"id1": {"0": 10}}}
 
 
+def test_a_second_stream_stands_by_the_first_and_goes_on_when_that_is_gone(world: World) -> None:
+    world.ingest()
+    first, second = world.stream(), world.stream()
+    for records in (3, 4):
+        world.kafka.append(TOPIC, 0, records)
+        epoch_of(world, first)
+    second.follow_versions()
+    assert (second.end, second.next_number, len(second.keys)) == (first.end, 2, 7)
+    world.kafka.append(TOPIC, 0, 5)
+    epoch_of(world, second)
+    first.follow_versions()
+    assert first.end == second.end == {TOPIC: {"id1": {"0": 12, "1": 0}}}
+
+
 def test_a_log_that_was_closed_under_the_stream_is_noticed(world: World) -> None:
     filled(world, 10)
     stream = world.stream()
