@@ -287,8 +287,6 @@ def begin(
     created_at: str,
     lost: Position | None = None,
 ) -> Chain | None:
-    """Commit a new chain by one directory rename; None if another stream job took the number first."""
-    chain = Chain(domain.name, number, version, start, domain.definition_hash, created_at, origins, lost or {})
     """Commit a new chain by one directory rename; None if another stream job took the number, or a later one, first.
 
     Raises:
@@ -296,7 +294,7 @@ def begin(
     """
     if not derived.take(fs, f"{TAKEN}/{domain.name}", number):
         return None
-    chain = Chain(domain.name, number, version, start, domain.definition_hash, created_at, origins)
+    chain = Chain(domain.name, number, version, start, domain.definition_hash, created_at, origins, lost or {})
     staged = f"{STAGING}/chain-{domain.name}-{number}-{os.getpid()}-{time.time_ns()}"
     fs.create(f"{staged}/chain.json", json.dumps(asdict(chain), sort_keys=True).encode())
     fs.mkdirs(f"{SPEED}/{domain.name}")

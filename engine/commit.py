@@ -7,6 +7,7 @@ whoever commits its beginning and by nobody else: a tree that was taken away doe
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -116,7 +117,7 @@ def commit(
         if not todo:
             return published
         todo = _at_most(todo, limit)
-        staging = f"{STAGING}/{name}-{time.time_ns()}-{attempt}"
+        staging = f"{STAGING}/{name}-{os.getpid()}-{time.time_ns()}-{attempt}"
         try:
             pieces = sorted(stage(todo, staging), key=lambda piece: (piece.place, piece.first))
             _check_covered(pieces, todo)
@@ -164,7 +165,7 @@ def commit_origin(fs: FileSystem, root: str, place: Place, origin: Origin) -> Or
     """Commit where a partition begins, unless somebody was first; return what is committed."""
     folder = partition_folder(root, *place)
     data = origin.to_json()
-    staged = f"{STAGING}/origin-{'-'.join(place)}-{time.time_ns()}"
+    staged = f"{STAGING}/origin-{'-'.join(place)}-{os.getpid()}-{time.time_ns()}"
     fs.create(staged, data)
     fs.mkdirs(folder)
     target = f"{folder}/{ORIGIN_FILE}"
@@ -177,7 +178,7 @@ def commit_origin(fs: FileSystem, root: str, place: Place, origin: Origin) -> Or
 
 def commit_empty(fs: FileSystem, root: str, place: Place, base: int, data: bytes, end: int) -> bool:
     """Commit a segment of zero rows, such as `gap_segment` and `closing_segment` make; False if the head has moved."""
-    staged = f"{STAGING}/empty-{'-'.join(place)}-{base}-{time.time_ns()}.parquet"
+    staged = f"{STAGING}/empty-{'-'.join(place)}-{base}-{os.getpid()}-{time.time_ns()}.parquet"
     fs.create(staged, data)
     try:
         return publish(fs, Piece(*place, staged, base, end, len(data), 0), segment_path(root, *place, base))
@@ -351,7 +352,7 @@ def _publish_all(
 def _mark_holes(fs: FileSystem, folder: str) -> None:
     """By a rename, which does not make a folder that was taken away."""
     if fs.status(f"{folder}/{HOLES_FILE}") is None:
-        staged = f"{STAGING}/holes-{time.time_ns()}"
+        staged = f"{STAGING}/holes-{os.getpid()}-{time.time_ns()}"
         fs.create(staged, b"")
         try:
             fs.rename(staged, f"{folder}/{HOLES_FILE}")

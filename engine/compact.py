@@ -9,6 +9,7 @@ delete a plain reader sees rows twice, never fewer; readers of ours ignore what 
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -88,7 +89,7 @@ def _merge(fs: Any, reader: LogReader, folder: str, run: list[Segment]) -> int:
     base, end = run[0].base, run[-1].end
     assert end is not None
     name = f"{base:020d}-{end:020d}.parquet"
-    staged = f"{STAGING}/compact-{time.time_ns()}/{name}"
+    staged = f"{STAGING}/compact-{os.getpid()}-{time.time_ns()}/{name}"
     out = pa.BufferOutputStream()
     rows = 0
     writer: pq.ParquetWriter | None = None

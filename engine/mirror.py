@@ -9,6 +9,7 @@ again, with clients that remember nothing.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -212,7 +213,7 @@ class Mirror:
 
 def begin_log(fs: FileSystem, topic: str, lg: str, origins: Mapping[str, Origin]) -> bool:
     """Begin a log with all its origins by one rename; False if it was begun by somebody else."""
-    staged = f"{STAGING}/log-{topic}-{lg}-{time.time_ns()}"
+    staged = f"{STAGING}/log-{topic}-{lg}-{os.getpid()}-{time.time_ns()}"
     for p, origin in origins.items():
         fs.create(f"{staged}/partition={p}/{log.ORIGIN_FILE}", origin.to_json())
     fs.mkdirs(f"{MASTER}/topic={topic}")
