@@ -23,7 +23,8 @@ import time
 from collections.abc import Mapping
 
 import structlog
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import DataFrame, Observation, SparkSession
+from pyspark.sql import functions as F
 
 import domains
 from engine import kafka, log, metrics, observe
@@ -113,10 +114,10 @@ class Ingest:
             started = time.monotonic()
             attempts = 0
 
-            def write(ranges: Mapping[Place, Range], staging: str) -> None:
+            def write(ranges: Mapping[Place, Range], staging: str) -> int:
                 nonlocal attempts
                 attempts += 1
-                self.write(rows, ranges, staging)
+                return self.write(rows, ranges, staging)
 
             planned = self.reading.planned(batch)
             self.mirror.prove()
@@ -125,15 +126,18 @@ class Ingest:
             pieces = self.mirror.commit(planned, write, f"ingest-{self.domain.name}")
             self.report(batch, pieces, attempts - 1, started)
 
-    def write(self, rows: DataFrame, ranges: Mapping[Place, Range], staging: str) -> None:
-        """Write the rows of the given ranges below `staging`, one file per partition."""
+    def write(self, rows: DataFrame, ranges: Mapping[Place, Range], staging: str) -> int:
+        """Write the rows of the given ranges below `staging`, one file per partition; return how many were read."""
         wanted = " ".join(
             f"WHEN '{topic}/{p}' THEN offset >= {start} AND offset < {end}"
             for (topic, _, p), (start, end) in ranges.items()
         )
         chosen = rows.where(f"CASE concat(topic, '/', partition) {wanted} ELSE false END")
         staged = chosen.selectExpr(*RAW_COLUMNS).sortWithinPartitions("topic", "partition", "offset")
-        staged.write.partitionBy("topic", "partition").parquet(f"{self.settings.hdfs_url}{staging}")
+        read = Observation()
+        counted = staged.observe(read, F.count(F.lit(1)).alias("rows"))
+        counted.write.partitionBy("topic", "partition").parquet(f"{self.settings.hdfs_url}{staging}")
+        return int(read.get["rows"])
 
     def report(self, batch: int, pieces: list[Piece], lost: int, started: float) -> None:
         ends: dict[str, dict[int, int]] = {topic: {} for topic in self.domain.topics}

@@ -221,18 +221,29 @@ def version(
         views=dict(zip((view.name for view in domain.views), views, strict=True)),
         reports=reports,
     )
+    return commit_version(fs, built, staging)
+
+
+def commit_version(fs: FileSystem, built: Manifest, staging: str) -> Manifest | None:
+    """Commit what was staged under the version's number; None if another run took it, or a later one, first.
+
+    Raises:
+        HdfsUnavailable: it is not known whether the version is there.
+    """
     fs.create(f"{staging}/manifest.json", built.to_json())
-    fs.mkdirs(f"{versions.VERSIONS}/{domain.name}")
-    if not derived.take(fs, f"{versions.TAKEN_VERSIONS}/{domain.name}", number):
+    fs.mkdirs(f"{versions.VERSIONS}/{built.domain}")
+    if not derived.take(fs, f"{versions.TAKEN_VERSIONS}/{built.domain}", built.version):
         fs.delete(staging, recursive=True)
         return None
     try:
-        fs.rename(staging, versions.folder(domain.name, number))
+        fs.rename(staging, versions.folder(built.domain, built.version))
     except FileExistsError:
         fs.delete(staging, recursive=True)
         return None
     except (OSError, RuntimeError) as error:
-        raise HdfsUnavailable(f"domain {domain.name}: in doubt whether version {number} is there: {error}") from error
+        raise HdfsUnavailable(
+            f"domain {built.domain}: in doubt whether version {built.version} is there: {error}"
+        ) from error
     return built
 
 

@@ -85,7 +85,7 @@ def commit(
     name: str,
     origins: Mapping[Place, int] | None = None,
     limit: int | None = None,
-    clock: Callable[[], float] = time.monotonic,
+    clock: Callable[[], float] | None = None,
 ) -> list[Piece]:
     """Commit everything in `ranges` that lies at or above the heads; return the pieces that we published.
 
@@ -107,6 +107,7 @@ def commit(
         TooSlow: staging took longer than a writer may, however little it was.
         RuntimeError: other writers won every race.
     """
+    clock = clock or time.monotonic
     published: list[Piece] = []
     attempt = lost = slow = 0
     while True:

@@ -69,15 +69,16 @@ class Mirror:
     def commit(
         self,
         planned: Mapping[tuple[str, int], tuple[int | None, int]],
-        write: Callable[[Mapping[Place, Range], str], None],
+        write: Callable[[Mapping[Place, Range], str], int],
         name: str,
     ) -> list[Piece]:
         """Commit the planned offsets; returns only when every head has reached their end.
 
         Args:
             planned: (topic, partition) → the offsets that Kafka was asked for; start None where the partition begins.
-            write: writes the rows of given ranges below a staging folder, as `topic=/partition=/….parquet`. It must fail where
-                Kafka does not have an offset any more: what it leaves out is a hole, such as a transaction's marker.
+            write: writes the rows of given ranges below a staging folder, as `topic=/partition=/….parquet`, and returns how many
+                it read. It must fail where Kafka does not have an offset any more: what it leaves out is a hole, such as a
+                transaction's marker.
 
         Raises:
             StartAgain: what was read does not belong to the logs that were proved, or begins above a head.
@@ -92,8 +93,11 @@ class Mirror:
             ranges[place] = (origins[place] if start is None else start, end)
 
         def stage(ranges: Mapping[Place, Range], staging: str) -> list[Piece]:
-            write(ranges, staging)
+            read = write(ranges, staging)
             pieces = staged_pieces(self.fs, staging, ranges)
+            if (staged := sum(piece.rows for piece in pieces)) != read:
+                # A file that went away would look like holes.
+                raise StartAgain(f"{read} rows were read from Kafka, {staged} lie in {staging}")
             state = self._state()
             self._refuse_changes(state)
             if any(piece.has_holes for piece in pieces):

@@ -21,6 +21,10 @@ class KafkaPartition:
     entries: list[Record | None] = field(default_factory=list)
     leader_epoch: int = 0
 
+    # What the log held each time before it lost something.
+    lives: list[list[Record | None]] = field(default_factory=list)
+    forgotten: list[Record | None] = field(default_factory=list)
+
     @property
     def end(self) -> int:
         return self.start + len(self.entries)
@@ -40,10 +44,14 @@ class MemoryKafka:
         self.topics[topic] = (f"id{next(self._ids)}", {p: KafkaPartition() for p in range(partitions)})
 
     def append(self, topic: str, p: int, records: int) -> None:
-        partition = self.topics[topic][1][p]
+        """Append records whose timestamps, and so they themselves, differ from all others."""
         for _ in range(records):
             number = next(self._values)
-            partition.entries.append((partition.end, 1_000 + number, None, f'{{"id": "id{number}"}}'.encode()))
+            self.append_value(topic, p, 1_000 + number, f'{{"id": "id{number}"}}'.encode())
+
+    def append_value(self, topic: str, p: int, timestamp_ms: int, value: bytes) -> None:
+        partition = self.topics[topic][1][p]
+        partition.entries.append((partition.end, timestamp_ms, None, value))
 
     def append_holes(self, topic: str, p: int, holes: int) -> None:
         self.topics[topic][1][p].entries += [None] * holes
@@ -51,23 +59,30 @@ class MemoryKafka:
     def cut(self, topic: str, p: int, end: int) -> None:
         """Lose the end of a partition, as a power cut does."""
         partition = self.topics[topic][1][p]
-        del partition.entries[end - partition.start :]
+        partition.lives.append(partition.forgotten + partition.entries)
+        del partition.entries[max(0, end - partition.start) :]
         partition.leader_epoch += 1
 
     def lose_disk(self, topic: str) -> None:
         """Begin anew under the same id."""
         topic_id, partitions = self.topics[topic]
-        fresh = {p: KafkaPartition(leader_epoch=x.leader_epoch + 1) for p, x in partitions.items()}
+        fresh = {
+            p: KafkaPartition(leader_epoch=x.leader_epoch + 1, lives=[*x.lives, x.forgotten + x.entries])
+            for p, x in partitions.items()
+        }
         self.topics[topic] = (topic_id, fresh)
 
     def forget(self, topic: str, p: int, start: int) -> None:
         """Delete what lies below an offset, as retention does."""
         partition = self.topics[topic][1][p]
+        partition.forgotten += partition.entries[: start - partition.start]
         del partition.entries[: start - partition.start]
         partition.start = start
 
     def read(self, topic: str, p: int, start: int, end: int) -> list[Record]:
         """Return the records of planned offsets. Raises DataLoss where they are not there."""
+        if topic not in self.topics or p not in self.topics[topic][1]:
+            raise DataLoss(f"no partition {p} of topic '{topic}'")
         partition = self.topics[topic][1][p]
         if start < partition.start or end > partition.end:
             raise DataLoss(f"[{start}, {end}) wanted, [{partition.start}, {partition.end}) there")
@@ -89,7 +104,7 @@ class MemoryKafka:
     def records_at(self, wanted: Mapping[tuple[str, int], int]) -> dict[tuple[str, int], Record]:
         found = {}
         for (topic, p), offset in wanted.items():
-            partition = self.topics[topic][1][p] if topic in self.topics else KafkaPartition()
+            partition = self.topics.get(topic, ("", {}))[1].get(p, KafkaPartition())
             if partition.start <= offset < partition.end:
                 record = partition.entries[offset - partition.start]
                 if record is not None:

@@ -43,10 +43,12 @@ class World:
         planned = {(TOPIC, int(p)): (head, ends[int(p)]) for (_, _, p), head in mirror.heads().items()}
         return sum(piece.rows for piece in mirror.commit(planned, self.writer(meanwhile), "ingest"))
 
-    def writer(self, meanwhile: Callable[[], None]) -> Callable[[Mapping[Place, Range], str], None]:
-        def write(ranges: Mapping[Place, Range], staging: str) -> None:
+    def writer(self, meanwhile: Callable[[], None]) -> Callable[[Mapping[Place, Range], str], int]:
+        def write(ranges: Mapping[Place, Range], staging: str) -> int:
+            read = 0
             for (topic, _, p), (start, end) in ranges.items():
                 records = self.kafka.read(topic, int(p), start, end)
+                read += len(records)
                 rows = [
                     {"offset": o, "timestamp": ms * 1000, "key": None, "value": value.decode() if value else None}
                     for o, ms, _, value in records
@@ -56,6 +58,7 @@ class World:
                     table = pa.table({n: pa.array(c, RAW_ARROW.field(n).type) for n, c in columns.items()})
                     self.fs.create(f"{staging}/topic={topic}/partition={p}/part-0.parquet", parquet(table))
             meanwhile()
+            return read
 
         return write
 
@@ -307,6 +310,20 @@ def test_what_was_read_while_the_log_became_another_one_is_not_committed(world: 
     world.kafka.append(TOPIC, 0, 5)
     with pytest.raises(StartAgain, match=reason):
         world.mirror_all(mirror, lambda: FAULTS[reason](world.kafka))
+    assert world.partitions("id1")["0"].head == 10
+
+
+def test_a_staged_file_that_went_away_is_no_hole(world: World) -> None:
+    mirror = filled(world, 10)
+    world.kafka.append(TOPIC, 0, 5)
+    world.kafka.append(TOPIC, 1, 5)
+
+    def somebody_cleans() -> None:
+        (gone,) = [e.path for e in world.fs.list("/data/.staging", recursive=True) if "partition=0/part" in e.path]
+        world.fs.delete(gone)
+
+    with pytest.raises(StartAgain, match="10 rows were read from Kafka, 5 lie in"):
+        world.mirror_all(mirror, somebody_cleans)
     assert world.partitions("id1")["0"].head == 10
 
 

@@ -1,0 +1,397 @@
+"""The layers as processes of a world: the product's own functions, with Spark's part in a few lines of Python.
+
+What is not the product's here: reading rows from Kafka and writing them to Parquet, decoding a small JSON object, and the
+fold of one view. All else (origins, continuity, commits, chains, horizons, versions, prune, compaction, snapshots) is.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from decimal import Decimal
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from engine import (
+    build,
+    chain,
+    commit,
+    compact,
+    continuity,
+    derived,
+    epochs,
+    events,
+    log,
+    mirror,
+    snapshot,
+    speed,
+    versions,
+)
+from engine.commit import StartsAbove
+from engine.continuity import DataExpired, LogReplaced
+from engine.domain import Domain, Stream, View, count, sum_of
+from engine.duplicates import KeyWindow
+from engine.events import RowsDiffer
+from engine.hdfs import HdfsUnavailable
+from engine.horizon import choose_horizon
+from engine.log import MASTER, RAW_ARROW, LogReader, Partition, Place, Position, Range, offset_in
+from engine.measures import stored_schema
+from engine.mirror import Mirror
+from engine.observe import StartAgain
+from engine.query import open_database
+from engine.snapshot import Loader, Snapshot
+from engine.speed import NewChain, NextEpoch, SpeedLog
+from engine.versions import Manifest, VersionUnknown
+from engine.watch import Watch
+from tests.simulation.world import Hdfs, Kafka, LostAnswer, Process, World
+from tests.unit.memorykafka import DataLoss
+
+TOPIC = "t"
+WINDOW = 8
+STREAM = Stream(
+    TOPIC, {"id": "STRING", "shop": "STRING", "n": "BIGINT"}, key="id", unique=("id",), duplicate_window=WINDOW
+)
+TOTALS = View("totals", (STREAM,), ("shop",), {"events": count(), "amount": sum_of("n")})
+DOMAIN = Domain("sim", (STREAM,), (TOTALS,), ())
+Rows = list[tuple[int, int, bytes | None]]  # offset, timestamp in ms, value
+
+# What a supervisor starts again after: asked for, or said by Spark, or by an HDFS that lost an answer.
+AGAIN = (StartAgain, StartsAbove, NewChain, RowsDiffer, HdfsUnavailable, DataLoss, LostAnswer, OSError)
+MODULES = (build, chain, commit, compact, continuity, derived, epochs, events, log, mirror, snapshot, speed, versions)
+
+
+@contextmanager
+def patched(world: World) -> Iterator[None]:
+    """Let the product tell time by the world, and merge small runs."""
+    clock = SimpleNamespace(
+        monotonic=world.monotonic, time_ns=world.time_ns, time=world.time, sleep=world.sleep, strftime=lambda *_: ""
+    )
+
+    class Now(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:
+            return world.utc()
+
+    before = [
+        (module, name, getattr(module, name))
+        for module in MODULES
+        for name in ("time", "datetime")
+        if hasattr(module, name)
+    ]
+    before += [(compact, "MEMBERS", compact.MEMBERS), (derived, "tell_damaged", derived.tell_damaged)]
+    before += [(module, "_log", module._log) for module in (*MODULES,) if hasattr(module, "_log")]
+    silent = SimpleNamespace(**dict.fromkeys(("info", "warning", "error", "debug"), lambda *_, **__: None))
+    try:
+        for module, name, _ in before:
+            setattr(module, name, {"time": clock, "datetime": Now, "_log": silent}.get(name))
+        compact.MEMBERS = 3
+        derived.tell_damaged = lambda path, reason: None
+        yield
+    finally:
+        for module, name, value in before:
+            setattr(module, name, value)
+
+
+def parquet(table: pa.Table) -> bytes:
+    out = pa.BufferOutputStream()
+    pq.write_table(table, out, compression="none", write_statistics=False)
+    return bytes(out.getvalue())
+
+
+def decoded(value: bytes | None) -> dict[str, Any] | None:
+    try:
+        return dict(json.loads(value or b""))
+    except ValueError:
+        return None
+
+
+# ingest ---------------------------------------------------------------------------------------------------------------
+
+
+def ingest(world: World, latest: bool = False) -> Callable[[Process], None]:
+    fs, kafka = Hdfs(world), Kafka(world)
+
+    def write(ranges: Mapping[Place, Range], staging: str) -> int:
+        read = 0
+        for (topic, _, p), (start, end) in ranges.items():
+            rows = [(o, ms, v) for o, ms, _, v in kafka.read(topic, int(p), start, end)]
+            if rows:
+                fs.create(f"{staging}/topic={topic}/partition={p}/part-0.parquet", parquet(raw_table(rows)))
+            read += len(rows)
+        return read
+
+    def work(process: Process) -> None:
+        try:
+            mirror_ = Mirror(fs, kafka, DOMAIN, latest)
+            mirror_.prove()
+            at = {(t, int(p)): head for (t, _, p), head in mirror_.heads().items()}
+            for _ in range(world.random.randrange(2, 12)):
+                told = kafka.state([TOPIC])
+                if TOPIC not in told:
+                    return
+                ends = {(TOPIC, p): s.end for p, s in told[TOPIC].partitions.items()}
+                planned = {place: (at.get(place), max(end, at.get(place) or 0)) for place, end in ends.items()}
+                at |= {place: end for place, (_, end) in planned.items()}
+                mirror_.prove()
+                mirror_.commit(planned, write, process.name)
+                world.rest(10)
+        except LogReplaced:
+            operator(world, lambda: Mirror(fs, kafka, DOMAIN).new_log(TOPIC))
+        except DataExpired:
+            operator(world, lambda: Mirror(fs, kafka, DOMAIN).accept_gaps())
+        except AGAIN:
+            world.rest(2)
+
+    return work
+
+
+def operator(world: World, advice: Callable[[], object]) -> None:
+    """Somebody does what the fault's message says, after a while."""
+    world.rest(60)
+    with suppress(AGAIN):
+        advice()
+
+
+def raw_table(rows: Rows) -> pa.Table:
+    offsets, stamps, values = zip(*rows, strict=True)
+    columns = {
+        "offset": pa.array(offsets, pa.int64()),
+        "timestamp": pa.array([ms * 1000 for ms in stamps], pa.int64()).cast(RAW_ARROW.field("timestamp").type),
+        "value": pa.array([v.decode() if v is not None else None for v in values], pa.string()),
+    }
+    return pa.table([columns.get(f.name, pa.nulls(len(rows), f.type)) for f in RAW_ARROW], schema=RAW_ARROW)
+
+
+# speed ----------------------------------------------------------------------------------------------------------------
+
+
+def stream(world: World) -> Callable[[Process], None]:
+    fs, kafka = Hdfs(world), Kafka(world)
+
+    def work(process: Process) -> None:
+        try:
+            speed_log = SpeedLog.open(fs, DOMAIN, kafka)
+            at = speed_log.next_offsets()
+            for _ in range(world.random.randrange(3, 25)):
+                told = kafka.state([TOPIC])
+                if TOPIC not in told:
+                    return
+                ends = {(TOPIC, p): s.end for p, s in told[TOPIC].partitions.items()}
+                planned = {place: (at.get(place), max(end, at.get(place) or 0)) for place, end in ends.items()}
+                at |= {place: end for place, (_, end) in planned.items()}
+                one_epoch(speed_log, kafka, planned)
+                world.rest(4)
+        except (LogReplaced, DataExpired):
+            world.rest(100)
+        except AGAIN:
+            world.rest(2)
+
+    return work
+
+
+def one_epoch(speed_log: SpeedLog, kafka: Kafka, planned: Mapping[tuple[str, int], tuple[int | None, int]]) -> None:
+    speed_log.follow_versions()
+    rows: list[tuple[Place, int, int, bytes | None]] = []
+    for (topic, p), (start, end) in planned.items():
+        place = topic, speed_log.logs[topic], str(p)
+        begin = start if start is not None else speed_log._origin(topic, str(p))
+        rows += [(place, o, ms, v) for o, ms, _, v in (kafka.read(topic, p, begin, end) if begin < end else [])]
+    positions = positions_of(rows)
+    speed_log.check_topics()
+    while (epoch := speed_log.next_epoch(positions, planned)) is not None:
+        values = {(place, o): decoded(v) for place, o, _, v in rows}
+        if speed_log.append(epoch, {"totals": partials(epoch, values)}, speed_log.fs.create):
+            return
+
+
+def positions_of(rows: Iterable[tuple[Place, int, int, bytes | None]]) -> pa.Table:
+    told: list[tuple[Any, ...]] = []
+    for place, offset, ms, value in rows:
+        event = decoded(value)
+        key, problem = (event["id"], None) if event else (None, "malformed")
+        told.append((*place, offset, key, problem, ms * 1000, ms * 1000, zlib.crc32(value or b"")))
+    time = pa.timestamp("us")
+    kinds = [pa.string()] * 3 + [pa.int64(), pa.string(), pa.string(), time, time, pa.int64()]
+    names = ["topic", "log", "partition", "offset", "ukey", "problem", "event_time", "kafka_time", "crc"]
+    columns = list(zip(*told, strict=True)) or [()] * len(names)
+    return pa.table([pa.array(c, k) for c, k in zip(columns, kinds, strict=True)], names=names)
+
+
+def partials(epoch: NextEpoch, values: Mapping[tuple[Place, int], dict[str, Any] | None]) -> pa.Table:
+    doubles = set(zip(*(epoch.duplicates[n].to_pylist() for n in ("topic", "partition", "offset")), strict=True))
+    good = [
+        values[place, offset]
+        for place, valid in epoch.valid.items()
+        for offset, _ in valid
+        if (place[0], place[2], offset) not in doubles
+    ]
+    return folded([event for event in good if event is not None])
+
+
+def folded(good: Iterable[Mapping[str, Any]]) -> pa.Table:
+    shops: dict[str, list[int]] = {}
+    for event in good:
+        total = shops.setdefault(event["shop"], [0, 0])
+        total[0] += 1
+        total[1] += event["n"]
+    rows = [{"shop": shop, "events": n, "amount": Decimal(amount)} for shop, (n, amount) in sorted(shops.items())]
+    return pa.Table.from_pylist(rows, stored_schema(TOTALS))
+
+
+# batch ----------------------------------------------------------------------------------------------------------------
+
+
+def batch(world: World) -> Callable[[Process], None]:
+    fs = Hdfs(world)
+
+    def work(process: Process) -> None:
+        try:
+            for _ in range(world.random.randrange(1, 4)):
+                one_run(world, fs, again=world.random.random() < 0.1)
+                world.rest(world.random.choice((15, 60, 1800) if world.faults.kill else (15,)))
+        except VersionUnknown:
+            raise
+        except AGAIN:
+            world.rest(2)
+
+    return work
+
+
+def one_run(world: World, fs: Hdfs, again: bool = False) -> None:
+    """One batch run; `again` parses the raw log anew."""
+    versions.set_aside(fs, DOMAIN.name)
+    _, parent, number = build.basis(fs, DOMAIN, candidate=False)
+    if again:
+        events.forget_typed(fs, DOMAIN)
+    events.extend_typed(fs, STREAM, typing(fs))
+    typed = build.typed_log(fs, DOMAIN)
+    if not parent.version and not build.any_rows(typed):
+        return
+    before = build.horizon_of(fs, parent, DOMAIN, typed)
+    newest, known = build.newest_chain(fs, DOMAIN)
+    horizon = choose_horizon(build.heads(typed), before, newest, known, world.utc())
+    if not (parent.version and horizon == parent.horizon):
+        rows, counts = below(fs, typed[TOPIC], horizon)
+        build._check_rows(DOMAIN, typed, horizon, counts)
+        staging = f"{log.STAGING}/version-{DOMAIN.name}-{number}-{world.time_ns()}"
+        table = folded(rows)
+        fs.create(f"{staging}/totals/part-0.parquet", parquet(table))
+        entry = {"hash": TOTALS.definition_hash, "rows": table.num_rows, "files": ["part-0.parquet"], "bytes": 1}
+        built = Manifest(
+            DOMAIN.name, number, parent.version, horizon, DOMAIN.definition_hash, DOMAIN.report_hash, {TOPIC: STREAM.schema_hash},
+            {"totals": entry}, {}, {TOPIC: counts[TOPIC]}, {}, len(rows), None, world.utc().isoformat(), parent.line, DOMAIN.to_json(),
+        )  # fmt: skip
+        build.commit_version(fs, built, staging)
+    build.prune(fs, DOMAIN, 2)
+    compact.clean_staging(fs)
+    compact.compact(fs, MASTER, [TOPIC])
+    compact.compact(fs, events.typed_root(STREAM), [TOPIC])
+
+
+def typing(fs: Hdfs) -> events.WriteTyped:
+    def write(raw: Any, typed: Any, ranges: Any, staging: str) -> None:
+        for (lg, p), (start, end) in ranges.items():
+            keys = KeyWindow({TOPIC: WINDOW})
+            place = (TOPIC, lg, p)
+            if p in typed.get(lg, {}):
+                earlier = rows_of(fs, typed[lg][p], start - WINDOW, start, ["offset", "ukey", "problem"])
+                keys.remember(place, [(r["offset"], r["ukey"]) for r in earlier if r["problem"] in (None, "duplicate")])
+            rows = rows_of(fs, raw[lg][p], start, end, ["offset", "value"])
+            told = [(r["offset"], decoded(r["value"].encode() if r["value"] is not None else None)) for r in rows]
+            doubles = set(keys.duplicates(place, [(o, event["id"]) for o, event in told if event]))
+            table = pa.Table.from_pylist(
+                [
+                    {
+                        "offset": o,
+                        "ukey": event["id"] if event else None,
+                        "problem": "duplicate" if o in doubles else None if event else "malformed",
+                        "shop": event["shop"] if event else None,
+                        "n": event["n"] if event else None,
+                    }
+                    for o, event in told
+                ],
+                TYPED,
+            )
+            if table.num_rows:
+                fs.create(f"{staging}/topic={TOPIC}/log={lg}/partition={p}/part-0.parquet", parquet(table))
+
+    return write
+
+
+TYPED = pa.schema(
+    [("offset", pa.int64()), ("ukey", pa.string()), ("problem", pa.string()), ("shop", pa.string()), ("n", pa.int64())]
+)
+
+
+def rows_of(fs: Hdfs, partition: Partition, start: int, end: int, columns: list[str]) -> list[dict[str, Any]]:
+    found = []
+    for segment in partition.segments_between(max(start, partition.origin), end):
+        file = fs.open_parquet(segment.path)
+        if file.metadata.num_rows:
+            found += [r for r in file.read(columns=columns).to_pylist() if start <= r["offset"] < end]
+    return found
+
+
+def below(
+    fs: Hdfs, typed: Mapping[str, Mapping[str, Partition]], horizon: Position
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Return the good typed rows below a horizon, and the counts by problem."""
+    good: list[dict[str, Any]] = []
+    counts: dict[str, Any] = {TOPIC: {}}
+    for lg, by in typed.items():
+        for p, partition in by.items():
+            end = offset_in(horizon, TOPIC, lg, p, partition.origin)
+            tally: dict[str, int] = {}
+            for row in rows_of(fs, partition, partition.origin, end, ["offset", "problem", "shop", "n"]):
+                name = row["problem"] or "good"
+                tally[name] = tally.get(name, 0) + 1
+                if name == "good":
+                    good.append(row)
+            if tally:
+                counts[TOPIC].setdefault(lg, {})[p] = tally
+    return good, counts
+
+
+# serving --------------------------------------------------------------------------------------------------------------
+
+
+class Serving:
+    """Loader and watch of one serving process, and the snapshots that it held."""
+
+    def __init__(self, world: World, judge: Callable[[Snapshot], None]) -> None:
+        self.world, self.judge = world, judge
+        self.snapshot: Snapshot | None = None
+
+    def work(self, process: Process) -> None:
+        fs = Hdfs(self.world)
+        self.loader = Loader(fs, DOMAIN, _DATABASE, clock=self.world.monotonic)
+        self.loader._reader._pool = SimpleNamespace(map=map)  # type: ignore[assignment]
+        self.snapshot = None
+        while True:
+            try:
+                found = self.loader.poll()
+                if found is not None and found is not self.snapshot:
+                    self.judge(found)
+                self.snapshot = found
+            except (OSError, HdfsUnavailable):
+                pass
+            self.world.rest(3)
+
+    def ledger(self) -> dict[str, Any]:
+        """What `/v1/ledger` would say now."""
+        assert self.snapshot is not None
+        kafka = self.world.kafka.state([TOPIC])
+        ids = {TOPIC: kafka[TOPIC].id}
+        watch, reader = Watch(DOMAIN), LogReader(Hdfs(self.world))
+        watch.look(reader, ids)
+        watch.note(self.world.time(), ids, {TOPIC: {p: (s.start, s.end) for p, s in kafka[TOPIC].partitions.items()}})
+        return watch.ledger(self.snapshot, self.world.time())
+
+
+_DATABASE = open_database()

@@ -1,0 +1,330 @@
+"""One schedule: what the world does, step by step, while two of every layer run; and what must hold after each step.
+
+A schedule is a list of moves that a seed makes; the same seed and moves give the same steps to the letter. The oracle
+below shares nothing with the product: it knows what Kafka was given, reads Parquet itself, and counts.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+from engine.log import EVENTS, MASTER
+from engine.snapshot import Snapshot
+from tests.simulation import layers
+from tests.simulation.layers import TOPIC, WINDOW, Serving, decoded
+from tests.simulation.world import Faults, Hdfs, Stuck, World, remove
+from tests.unit.memorykafka import KafkaPartition
+
+CHUNK = 60  # steps between two moves
+QUIET_STEPS = 16_000
+SHOPS = "ab"
+
+
+@dataclass
+class Truth:
+    """What Kafka was given, and what lies in the raw log."""
+
+    world: World
+    given: dict[int, int] = field(default_factory=dict)  # timestamp of a record → how often it was stored
+    partitions: dict[str, dict[int, KafkaPartition]] = field(default_factory=dict)  # topic id → partitions
+    expired: set[int] = field(default_factory=set)
+    _rows: dict[bytes, list[tuple[int, int, str | None]]] = field(default_factory=dict)
+
+    def note(self) -> None:
+        """Remember the partitions of the topic, which lives on here when it is deleted."""
+        if TOPIC in self.world.kafka.topics:
+            topic_id, partitions = self.world.kafka.topics[TOPIC]
+            self.partitions[topic_id] = partitions
+
+    def raw(self) -> dict[tuple[str, str], dict[int, tuple[int, str | None]]]:
+        """(log, partition) → offset → (timestamp, value) of every raw row. Raises AssertionError where one is doubled."""
+        found: dict[tuple[str, str], dict[int, tuple[int, str | None]]] = {}
+        stored: dict[int, tuple[str, str, int]] = {}
+        for path, (data, _) in self.world.files.items():
+            if not path.startswith(f"{MASTER}/") or not path.endswith(".parquet"):
+                continue
+            lg, p = (part.split("=", 1)[1] for part in path.split("/")[-3:-1])
+            for offset, stamp, value in self._parsed(data):
+                place = (lg, p, offset)
+                assert stored.setdefault(stamp, place) == place, (
+                    f"record {stamp} is stored at {stored[stamp]} and at {place}"
+                )
+                before = found.setdefault((lg, p), {}).setdefault(offset, (stamp, value))
+                assert before == (stamp, value), f"two rows at {place}"
+        return found
+
+    def _parsed(self, data: bytes) -> list[tuple[int, int, str | None]]:
+        if data not in self._rows:
+            table = self.world.parsed(data).read(columns=["offset", "timestamp", "value"])
+            stamps = [moment.value // 1_000_000 if hasattr(moment, "value") else moment for moment in []]
+            micros = table["timestamp"].cast("int64").to_pylist()
+            stamps = [m // 1000 for m in micros]
+            self._rows[data] = list(zip(table["offset"].to_pylist(), stamps, table["value"].to_pylist(), strict=True))
+        return self._rows[data]
+
+    def lives(self, topic_id: str, p: str) -> list[dict[int, bytes | None]]:
+        """What the log of a partition held at each of its times, the last one now: offset → value."""
+        partition = self.partitions.get(topic_id, {}).get(int(p))
+        if partition is None:
+            return [{}]
+        return [
+            {r[0]: r[3] for r in entries if r is not None}
+            for entries in [*partition.lives, partition.forgotten + partition.entries]
+        ]
+
+
+def totals(rows: dict[int, bytes | str | None]) -> tuple[int, int]:
+    """Number and sum of the good events among rows, duplicates as declared."""
+    newest: dict[str, int] = {}
+    events = amount = 0
+    for offset in sorted(rows):
+        value = rows[offset]
+        event = decoded(value.encode() if isinstance(value, str) else value)
+        if event is None:
+            continue
+        before = newest.get(event["id"])
+        newest[event["id"]] = offset
+        if before is None or offset - before > WINDOW:
+            events, amount = events + 1, amount + event["n"]
+    return events, amount
+
+
+class Schedule:
+    """Two ingests, streams and batch layers and one serving process in a world, and what happens to them."""
+
+    def __init__(self, seed: int, moves: list[str] | None = None) -> None:
+        self.seed, random = seed, Random(seed)
+        self.world = World(Random(random.random()))
+        self.random = Random(random.random())
+        own = drawn(random)
+        self.moves = own if moves is None else moves
+        self.truth = Truth(self.world)
+        self.world.kafka.create(TOPIC, 2)
+        self.truth.note()
+        self.serving = Serving(self.world, self.judge)
+        self.latest = random.random() < 0.15
+        self._ids = itertools.count(1)
+        self._stamps = itertools.count(10_000)
+
+    def run(self) -> World:
+        """Raises AssertionError where something does not hold."""
+        world = self.world
+        with layers.patched(world):
+            try:
+                self.append(0)
+                for number in (1, 2):
+                    world.add(f"ingest-{number}", layers.ingest(world, self.latest))
+                    world.add(f"stream-{number}", layers.stream(world))
+                    world.add(f"batch-{number}", layers.batch(world))
+                world.add("serving", self.serving.work)
+                world.faults = Faults(kill=0.002, pause=0.002, lost_answer=0.03)
+                for move in self.moves:
+                    world.run(CHUNK)
+                    world.trace.append(f"MOVE {move}")
+                    MOVES[move](self)
+                    self.truth.note()
+                world.faults = Faults()
+                for process in world.processes:
+                    process.runnable_at = min(process.runnable_at, world.now)
+                self.come_to_rest()
+            finally:
+                world.kill_all()
+        return world
+
+    # what holds -----------------------------------------------------------------------------------------------------
+
+    def judge(self, snapshot: Snapshot) -> None:
+        """An answer equals a direct count below its own coverage."""
+        said = self.answer(snapshot)
+        raw = self.truth.raw()
+        choices: list[list[tuple[int, int]]] = []
+        for lg, by in snapshot.coverage.get(TOPIC, {}).items():
+            for p, end in by.items():
+                stored = {o: value for o, (_, value) in raw.get((lg, p), {}).items()}
+                head = max(stored, default=-1) + 1
+                begin = self.origin(lg, p)
+                found = []
+                for life in self.truth.lives(lg.partition(".")[0], p):
+                    for rows in ({**{o: v for o, v in life.items() if o >= head}, **stored}, {**stored, **life}):
+                        found.append(totals({o: v for o, v in rows.items() if begin <= o < end}))
+                choices.append(list(dict.fromkeys(found)))
+        possible = {(sum(e for e, _ in one), sum(a for _, a in one)) for one in itertools.product(*choices)}
+        assert said in possible, f"{said} answered at {snapshot.as_of}, counted {sorted(possible)}"
+
+    def origin(self, lg: str, p: str) -> int:
+        path = f"{MASTER}/topic={TOPIC}/log={lg}/partition={p}/_origin"
+        return int(json.loads(self.world.files[path][0])["origin"]) if path in self.world.files else 0
+
+    def answer(self, snapshot: Snapshot) -> tuple[int, int]:
+        events, amount = 0, 0
+        for table in (snapshot.batch["totals"], snapshot.speed["totals"]):
+            events += sum(table["events"].to_pylist())
+            amount += int(sum(table["amount"].to_pylist()))
+        assert events == snapshot.manifest.events + snapshot.events_speed
+        return events, amount
+
+    def come_to_rest(self) -> None:
+        """After the faults everything is mirrored, counted, folded and served, and the ledger balances."""
+        missing = "nothing was tried"
+        for _ in range(QUIET_STEPS // 500):
+            self.world.run(500)
+            missing = self.unfinished()
+            if not missing:
+                return
+        raise Stuck(missing)
+
+    def unfinished(self) -> str:
+        snapshot, kafka = self.serving.snapshot, self.world.kafka.state([TOPIC])
+        if snapshot is None or TOPIC not in kafka:
+            return "there is no snapshot"
+        raw = self.truth.raw()
+        covered = snapshot.coverage.get(TOPIC, {})
+        folders = (
+            name.rpartition("/log=")[2]
+            for name in self.world.folders
+            if name.startswith(f"{MASTER}/topic={TOPIC}/log=")
+        )
+        ours = [lg for lg in folders if "/" not in lg and lg.partition(".")[0] == kafka[TOPIC].id]
+        present = max(ours, key=lambda lg: (len(lg), lg), default="")
+        for p, at in kafka[TOPIC].partitions.items():
+            if covered.get(present, {}).get(str(p), self.origin(present, str(p))) != at.end:
+                return f"partition {p} of log {present} ends at {at.end}, covered is {covered}"
+        ledger = self.serving.ledger()
+        if not ledger["balanced"]:
+            return f"the ledger does not balance: {[r for r in ledger['partitions'] if not r['balanced']]}"
+        stored = {stamp for rows in raw.values() for stamp, _ in rows.values()}
+        for topic_id, partitions in self.truth.partitions.items():
+            if topic_id != kafka[TOPIC].id:
+                continue
+            for p, partition in partitions.items():
+                begin = self.origin(present, str(p))
+                lost = [r[0] for r in partition.entries if r and r[1] not in stored and r[0] >= begin]
+                if lost:
+                    return f"records {lost[:5]} of partition {p} are in no segment"
+        exact = [0, 0]
+        for (lg, p), rows in raw.items():
+            end = covered.get(lg, {}).get(p, 0)
+            counted = totals({o: v for o, (_, v) in rows.items() if o < end})
+            exact = [exact[0] + counted[0], exact[1] + counted[1]]
+        if self.answer(snapshot) != tuple(exact):
+            return f"{self.answer(snapshot)} answered, {exact} lie in the raw log below {covered}"
+        return ""
+
+    # what happens ---------------------------------------------------------------------------------------------------
+
+    def partition(self) -> int:
+        topic = self.world.kafka.topics.get(TOPIC)
+        return self.random.choice(sorted(topic[1])) if topic else 0
+
+    def append(self, p: int, records: int = 5) -> None:
+        if TOPIC not in self.world.kafka.topics:
+            return
+        for _ in range(records):
+            number = next(self._ids)
+            again = self.random.random() < 0.2
+            event = {
+                "id": f"id{max(1, number - self.random.randrange(1, 12)) if again else number}",
+                "shop": self.random.choice(SHOPS),
+                "n": number,
+            }
+            value = json.dumps(event).encode() if self.random.random() < 0.95 else b"{"
+            self.world.kafka.append_value(TOPIC, p, next(self._stamps), value)
+
+    def transaction(self) -> None:
+        p = self.partition()
+        self.append(p, self.random.randrange(0, 4))
+        self.world.kafka.append_holes(TOPIC, p, self.random.randrange(1, 4))
+
+    def cut(self) -> None:
+        p = self.partition()
+        end = self.world.kafka.topics[TOPIC][1][p].end
+        self.world.kafka.cut(
+            TOPIC, p, max(self.world.kafka.topics[TOPIC][1][p].start, end - self.random.randrange(1, 6))
+        )
+
+    def recreate(self) -> None:
+        self.world.kafka.create(TOPIC, len(self.world.kafka.topics[TOPIC][1]))
+
+    def forget(self) -> None:
+        p = self.partition()
+        partition = self.world.kafka.topics[TOPIC][1][p]
+        if partition.entries:
+            self.world.kafka.forget(TOPIC, p, self.random.randrange(partition.start, partition.end + 1))
+
+    def grow(self) -> None:
+        partitions = self.world.kafka.topics[TOPIC][1]
+        if len(partitions) < 3:
+            partitions[len(partitions)] = KafkaPartition()
+
+    def damage(self, under: str, whole: bool = False) -> None:
+        """Delete, cut or garble one of the files below a path that may always be deleted, or a whole folder."""
+        files = sorted(name for name in self.world.files if name.startswith(under))
+        if not files:
+            return
+        path = self.random.choice(files)
+        if whole:
+            remove(self.world, path.rsplit("/", 1)[0])
+            return
+        data, at = self.world.files[path]
+        if self.random.random() < 0.5:
+            remove(self.world, path)
+        else:
+            self.world.files[path] = (data[: self.random.randrange(len(data) + 1)], at + 1)
+
+
+MOVES: dict[str, Callable[[Schedule], Any]] = {
+    "append": lambda s: s.append(s.partition(), s.random.randrange(1, 12)),
+    "transaction": Schedule.transaction,
+    "wait": lambda s: setattr(s.world, "now", s.world.now + s.random.choice((10, 90, 4000))),
+    "cut": Schedule.cut,
+    "lose disk": lambda s: s.world.kafka.lose_disk(TOPIC),
+    "recreate": Schedule.recreate,
+    "forget": Schedule.forget,
+    "grow": Schedule.grow,
+    "epoch": lambda s: s.damage("/data/speed_views/sim/"),
+    "chain": lambda s: s.damage("/data/speed_views/sim/", whole=True),
+    "version": lambda s: s.damage("/data/batch_views/_versions/", whole=True),
+    "manifest": lambda s: s.damage("/data/batch_views/_versions/"),
+    "typed": lambda s: remove(s.world, EVENTS),
+    "retype": lambda s: layers.events.forget_typed(Hdfs(s.world), layers.DOMAIN),
+}
+ORDINARY = ("append", "append", "append", "append", "transaction", "wait")
+RARE = tuple(name for name in MOVES if name not in ORDINARY)
+
+
+def drawn(random: Random) -> list[str]:
+    """Moves of a schedule: traffic, and a few rare things of one or two kinds."""
+    kinds = random.sample(RARE, random.choice((0, 1, 1, 2, 2, 3)))
+    length = random.randrange(4, 16)
+    return [
+        random.choice(kinds) if kinds and random.random() < 0.25 else random.choice(ORDINARY) for _ in range(length)
+    ]
+
+
+def fails(seed: int, moves: list[str] | None = None) -> str:
+    """Return why a schedule fails, empty if it does not."""
+    try:
+        Schedule(seed, moves).run()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def shrunk(seed: int, moves: list[str]) -> list[str]:
+    """Leave out what is not needed for a schedule to fail."""
+    size = max(1, len(moves) // 2)
+    while size:
+        start = 0
+        while start < len(moves):
+            fewer = moves[:start] + moves[start + size :]
+            if fails(seed, fewer):
+                moves = fewer
+            else:
+                start += size
+        size //= 2
+    return moves
