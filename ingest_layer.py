@@ -58,7 +58,7 @@ PROOFS = {
     "continues": "Kafka's log is the one that was mirrored, it goes on at its head",
     "cut": "Kafka's log is the one that was mirrored, cut short here; what HDFS holds above stays",
     "other": "Kafka's log is another one, it is mirrored from its start",
-    "unproven": "Kafka no longer holds what could be compared",
+    "unproven": "nothing is stored, or Kafka no longer holds what could be compared",
     None: "it is new",
 }
 

@@ -40,6 +40,7 @@ from engine.log import (
     Partitions,
     Position,
     covers,
+    each,
     offset_in,
     position,
 )
@@ -137,7 +138,7 @@ def horizon_of(fs: FileSystem, parent: Manifest, domain: Domain, log: Partitions
 
 
 def typed_log(fs: FileSystem, domain: Domain) -> Partitions:
-    """Return the typed partitions of every topic of a domain.
+    """Return the typed partitions of every topic of a domain; those without a row yet stand at their origin.
 
     Raises:
         RowsDiffer: one of them does not begin where the raw log does, or has a hole.
@@ -147,6 +148,9 @@ def typed_log(fs: FileSystem, domain: Domain) -> Partitions:
     for topic in domain.topics:
         if reason := torn(topic, raw[topic], typed[topic]):
             raise RowsDiffer(f"the typed log of topic '{topic}' is being made again: {reason}")
+    for topic, lg, p, partition in each(raw):
+        # A horizon that names it is held against coverage, which names it, too.
+        typed[topic].setdefault(lg, {}).setdefault(p, Partition((), partition.origin, partition.origin))
     return typed
 
 

@@ -56,8 +56,8 @@ class Chain:
 
     Args:
         origins: where the log of each partition of `start` began; a version that is silent about it stands there.
-        lost: per partition the offset from which on earlier chains counted rows that are in no log, because Kafka lost them before
-            they were ingested: coverage may fall back to it.
+        lost: [number, position] pairs: chains up to that number counted rows from there on that are in no log, because Kafka
+            lost them before they were ingested; coverage may fall back to there. Each chain hands on what earlier ones said.
     """
 
     domain: str
@@ -67,7 +67,7 @@ class Chain:
     definition_hash: str
     created_at: str
     origins: Position = field(default_factory=dict)
-    lost: Position = field(default_factory=dict)
+    lost: list[list[Any]] = field(default_factory=list)
 
     @property
     def folder(self) -> str:
@@ -285,7 +285,7 @@ def begin(
     start: Position,
     origins: Position,
     created_at: str,
-    lost: Position | None = None,
+    lost: list[list[Any]] | None = None,
 ) -> Chain | None:
     """Commit a new chain by one directory rename; None if another stream job took the number, or a later one, first.
 
@@ -294,7 +294,7 @@ def begin(
     """
     if not derived.take(fs, f"{TAKEN}/{domain.name}", number):
         return None
-    chain = Chain(domain.name, number, version, start, domain.definition_hash, created_at, origins, lost or {})
+    chain = Chain(domain.name, number, version, start, domain.definition_hash, created_at, origins, lost or [])
     staged = f"{STAGING}/chain-{domain.name}-{number}-{os.getpid()}-{time.time_ns()}"
     fs.create(f"{staged}/chain.json", json.dumps(asdict(chain), sort_keys=True).encode())
     fs.mkdirs(f"{SPEED}/{domain.name}")

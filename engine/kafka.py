@@ -122,7 +122,10 @@ class Reader:
         return _records_at(self, wanted)
 
     def read(self, wanted: Mapping[TopicPartition, int]) -> dict[TopicPartition, Any]:
-        """Return, per partition, the first record at or after the wanted offset; those that came in time."""
+        """Return, per partition, the first record at or after the wanted offset; those that came in time.
+
+        Where Kafka has passed the offset without a record (a transaction's marker is none), that is None.
+        """
         client = _connected(
             KafkaConsumer,
             self._settings,
@@ -143,6 +146,8 @@ class Reader:
             while len(found) < len(wanted) and time.monotonic() < deadline:
                 for tp, records in client.poll(timeout_ms=500).items():
                     found.setdefault(tp, records[0])
+                for tp in [tp for tp in wanted if tp in found or client.position(tp) > wanted[tp]]:
+                    found.setdefault(tp, None)
                     client.pause(tp)
             return found
         finally:
@@ -266,7 +271,7 @@ def _records_at(reader: Reader, wanted: Mapping[tuple[str, int], int]) -> dict[t
     return {
         (tp.topic, tp.partition): (record.offset, record.timestamp, record.key, record.value)
         for tp, record in found.items()
-        if record.offset == held[tp]
+        if record is not None and record.offset == held[tp]
     }
 
 

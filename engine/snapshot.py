@@ -362,13 +362,14 @@ def fallen(coverage: Position, chain: Chain | None, later: Sequence[Chain | None
     """
     coverage = restricted(coverage, topics)
     for following in later:
-        if following is None or chain is None or following.number <= chain.number:
-            continue
-        lowest: Position = {}
-        for topic, lg, p, offset in each(following.lost):
-            if offset_in(coverage, topic, lg, p, -1) > offset:
-                lowest.setdefault(topic, {}).setdefault(lg, {})[p] = offset
-        coverage = overlaid(coverage, lowest)
+        for through, position in following.lost if following and chain else ():
+            if chain is None or chain.number > through:
+                continue
+            lowest: Position = {}
+            for topic, lg, p, offset in each(position):
+                if offset_in(coverage, topic, lg, p, -1) > offset:
+                    lowest.setdefault(topic, {}).setdefault(lg, {})[p] = offset
+            coverage = overlaid(coverage, lowest)
     return coverage
 
 

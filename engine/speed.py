@@ -33,6 +33,8 @@ from engine.versions import Manifest
 # Ingest commits the origins when it starts; who starts beside it waits this long.
 ORIGIN_PATIENCE_SECONDS = 60.0
 ORIGIN_PAUSE_SECONDS = 1.0
+# So many losses are handed on from chain to chain; who still serves by an older one has been away for long.
+LOSSES = 50
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 _log = structlog.get_logger("engine.speed")
@@ -124,7 +126,7 @@ class SpeedLog:
             aside.append(damage.path)
 
         def attempt() -> SpeedLog | None:
-            lost: Position = {}
+            lost: list[list[Any]] = []
             for known in reversed(chain_of.chains(fs, domain.name, damaged)):
                 found = chain_of.epochs(fs, domain.name, known.number, damaged)
                 whole = len(found) == len(chain_of.epoch_numbers(fs, domain.name, known.number))
@@ -134,9 +136,10 @@ class SpeedLog:
                 fallen = _lost(known, found, logs, raw, start, kafka, state)
                 if same and not fallen and chain_of.fits(known, found, newest.horizon, newest.version) is not None:
                     return cls(fs, domain, kafka, state, logs, known, found)
-                lost = overlay(fallen, lost)
+                lost += [[known.number, fallen]] if fallen else []
+                lost += [loss for loss in known.lost if loss not in lost]
             number, now = chain_of.next_number(fs, domain.name), datetime.now(UTC).isoformat()
-            begun = chain_of.begin(fs, domain, number, newest.version, start, origins, now, lost)
+            begun = chain_of.begin(fs, domain, number, newest.version, start, origins, now, lost[:LOSSES])
             return cls(fs, domain, kafka, state, logs, begun, []) if begun else None
 
         start = _start_at(newest, origins)
@@ -504,7 +507,7 @@ def _lost(
             continue
         stored = raw[topic].get(lg, {}).get(p)
         if lg != logs[topic]:
-            head = stored.head if stored else 0
+            head = stored.head if stored and stored.head > stored.origin else 0
             if end > head:
                 lost.setdefault(topic, {}).setdefault(lg, {})[p] = head
             continue

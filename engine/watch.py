@@ -166,9 +166,9 @@ class Watch:
 
     def _lost(self, snapshot: Snapshot, topic: str, log: str, partition: str) -> dict[str, int] | None:
         """Where the speed layer had counted on in a log before Kafka lost it: rows that are in no log any more."""
-        fallen = snapshot.chain.lost if snapshot.chain else {}
-        start = offset_in(fallen, topic, log, partition, -1)
-        return {"from": start} if start >= 0 else None
+        losses = snapshot.chain.lost if snapshot.chain else []
+        starts = [offset_in(position, topic, log, partition, -1) for _, position in losses]
+        return next(({"from": start} for start in starts if start >= 0), None)
 
     def _partitions(self, snapshot: Snapshot) -> set[tuple[str, str, str]]:
         seen = self.seen.raw if self.seen else {}

@@ -58,12 +58,21 @@ class Truth:
                 assert before == (stamp, value), f"two rows at {place}"
         return found
 
+    def head(self, lg: str, p: str) -> int:
+        """Up to where the raw log of a partition covers offsets, with rows or without."""
+        folder = f"{MASTER}/topic={TOPIC}/log={lg}/partition={p}/"
+        head = 0
+        for path, (data, _) in self.world.files.items():
+            if path.startswith(folder) and path.endswith(".parquet"):
+                footer = self.world.parsed(data).metadata
+                told = (footer.metadata or {}).get(b"highwater.end")
+                head = max(head, int(told) if told else int(path[len(folder) :][:20]) + footer.num_rows)
+        return head
+
     def _parsed(self, data: bytes) -> list[tuple[int, int, str | None]]:
         if data not in self._rows:
             table = self.world.parsed(data).read(columns=["offset", "timestamp", "value"])
-            stamps = [moment.value // 1_000_000 if hasattr(moment, "value") else moment for moment in []]
-            micros = table["timestamp"].cast("int64").to_pylist()
-            stamps = [m // 1000 for m in micros]
+            stamps = [micros // 1000 for micros in table["timestamp"].cast("int64").to_pylist()]
             self._rows[data] = list(zip(table["offset"].to_pylist(), stamps, table["value"].to_pylist(), strict=True))
         return self._rows[data]
 
@@ -146,7 +155,7 @@ class Schedule:
         for lg, by in snapshot.coverage.get(TOPIC, {}).items():
             for p, end in by.items():
                 stored = {o: value for o, (_, value) in raw.get((lg, p), {}).items()}
-                head = max(stored, default=-1) + 1
+                head = self.truth.head(lg, p)
                 begin = self.origin(lg, p)
                 found = []
                 for life in self.truth.lives(lg.partition(".")[0], p):

@@ -385,7 +385,7 @@ def test_a_tail_that_only_the_stream_had_counted_begins_a_new_chain(world: World
             with pytest.raises(NewChain, match="a broker was away"):
                 stream.check_topics()
         again = world.stream()
-        assert again.chain.number == 2 and again.chain.lost == {TOPIC: {"id1": {"0": 0}}}
+        assert again.chain.number == 2 and again.chain.lost == [[1, {TOPIC: {"id1": {"0": 0}}}]]
     assert [chain.number for chain in chains(world.fs, SHOP.name)] == [1, 2]
 
 
@@ -398,7 +398,7 @@ def test_a_topic_made_anew_while_the_stream_is_ahead_says_what_was_lost(world: W
     with pytest.raises(NewChain, match="deleted or made anew"):
         stream.check_topics()
     world.ingest()
-    assert world.stream().chain.lost == {TOPIC: {"id1": {"0": 10}}}
+    assert world.stream().chain.lost == [[1, {TOPIC: {"id1": {"0": 10}}}]]
 
 
 def test_a_second_stream_stands_by_the_first_and_goes_on_when_that_is_gone(world: World) -> None:

@@ -340,7 +340,7 @@ def test_a_topic_made_anew_while_the_stream_was_ahead_is_followed(world: World) 
     world.fs.create(f"{chain.folder}/chain.json", json.dumps(vars(chain)).encode())
     assert world.poll().coverage == before.coverage, "without that it would never move on"
     world.fs.delete(chain.folder, recursive=True)
-    chain = dataclasses.replace(chain, number=3, lost={SALES.topic: {LOG: ended}})
+    chain = dataclasses.replace(chain, number=3, lost=[[1, {SALES.topic: {LOG: ended}}]])
     world.fs.create(f"{chain.folder}/chain.json", json.dumps(vars(chain)).encode())
     after = world.poll()
     assert after.coverage == {SALES.topic: {LOG: ended, "logB": {"0": 0}}}
@@ -354,7 +354,7 @@ def test_coverage_falls_no_further_than_what_was_lost(world: World) -> None:
     before = world.poll()
     world.version(1, 20)
     fresh = {SALES.topic: {"logB": {"0": 0}}}
-    lost = {SALES.topic: {LOG: world.end(25)[SALES.topic][LOG]}}
+    lost = [[1, {SALES.topic: {LOG: world.end(25)[SALES.topic][LOG]}}]]
     chain = dataclasses.replace(world.chain, number=2, version=1, start=fresh, origins=fresh, lost=lost)
     world.fs.create(f"{chain.folder}/chain.json", json.dumps(vars(chain)).encode())
     assert world.poll().coverage == before.coverage, "the batch layer has not folded the rest of the old log yet"
