@@ -7,6 +7,7 @@ fold of one view. All else (origins, continuity, commits, chains, horizons, vers
 from __future__ import annotations
 
 import json
+import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -84,12 +85,13 @@ def patched(world: World) -> Iterator[None]:
         for name in ("time", "datetime")
         if hasattr(module, name)
     ]
-    before += [(compact, "MEMBERS", compact.MEMBERS), (derived, "tell_damaged", derived.tell_damaged)]
+    before += [(os, "getpid", os.getpid), (compact, "MEMBERS", compact.MEMBERS), (derived, "tell_damaged", derived.tell_damaged)]
     before += [(module, "_log", module._log) for module in (*MODULES,) if hasattr(module, "_log")]
     silent = SimpleNamespace(**dict.fromkeys(("info", "warning", "error", "debug"), lambda *_, **__: None))
     try:
         for module, name, _ in before:
             setattr(module, name, {"time": clock, "datetime": Now, "_log": silent}.get(name))
+        os.getpid = world.pid
         compact.MEMBERS = 3
         derived.tell_damaged = lambda path, reason: None
         yield

@@ -108,7 +108,7 @@ class Schedule:
 
     def __init__(self, seed: int, moves: list[str] | None = None) -> None:
         self.seed, random = seed, Random(seed)
-        self.world = World(Random(random.random()))
+        self.world = World(Random(random.random()), seed)
         self.random = Random(random.random())
         own = drawn(random)
         self.moves = own if moves is None else moves
@@ -131,7 +131,7 @@ class Schedule:
                     world.add(f"stream-{number}", layers.stream(world))
                     world.add(f"batch-{number}", layers.batch(world))
                 world.add("serving", self.serving.work)
-                world.faults = Faults(kill=0.002, pause=0.002, lost_answer=0.03)
+                world.faults = Faults(kill=0.002, pause=0.002, lost_answer=0.03, old_listing=0.1)
                 for move in self.moves:
                     world.run(CHUNK)
                     world.trace.append(f"MOVE {move}")
