@@ -1,14 +1,19 @@
 """One schedule: what the world does, step by step, while two of every layer run; and what must hold after each step.
 
-A schedule is a list of moves that a seed makes; the same seed and moves give the same steps to the letter. The oracle
-below shares nothing with the product: it knows what Kafka was given, reads Parquet itself, and counts.
+A schedule is drawn from a seed: moves (what happens to Kafka, to files, to time), each at a step, and faults. Every part
+can be left out without moving the others: `Schedule(seed, moves, only, without)` with fewer moves, the steps at which faults
+may happen, and processes that are never started. The same arguments give the same steps to the letter (`World.digest`).
+The oracle below shares nothing with the product: it knows what Kafka was given, reads Parquet itself, and counts.
+
+To add a process: `layers.py` gets a function that returns `work(process)`, and `Schedule.run` adds it under a name. To add
+a move: a function of the schedule in `MOVES`; whatever chance it needs comes from `schedule.random`.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -23,6 +28,8 @@ from tests.unit.memorykafka import KafkaPartition
 CHUNK = 60  # steps between two moves
 QUIET_STEPS = 16_000
 SHOPS = "ab"
+
+Move = tuple[int, str]  # the step before which it happens, and what
 
 
 @dataclass
@@ -106,17 +113,22 @@ def totals(rows: dict[int, bytes | str | None]) -> tuple[int, int]:
 class Schedule:
     """Two ingests, streams and batch layers and one serving process in a world, and what happens to them."""
 
-    def __init__(self, seed: int, moves: list[str] | None = None) -> None:
-        self.seed, random = seed, Random(seed)
-        self.world = World(Random(random.random()), seed)
-        self.random = Random(random.random())
-        own = drawn(random)
-        self.moves = own if moves is None else moves
+    def __init__(
+        self,
+        seed: int,
+        moves: Sequence[Move] | None = None,
+        only: Collection[int] | None = None,
+        without: Collection[str] = (),
+    ) -> None:
+        self.seed, self.without, self.random = seed, without, Random(seed)
+        own = drawn(self.random)
+        self.moves = tuple(own if moves is None else moves)
+        self.latest = self.random.random() < 0.15
+        self.world = World(Random(seed), seed, None if only is None else frozenset(only))
         self.truth = Truth(self.world)
         self.world.kafka.create(TOPIC, 2)
         self.truth.note()
         self.serving = Serving(self.world, self.judge)
-        self.latest = random.random() < 0.15
         self._ids = itertools.count(1)
         self._stamps = itertools.count(10_000)
 
@@ -127,16 +139,18 @@ class Schedule:
             try:
                 self.append(0)
                 for number in (1, 2):
-                    world.add(f"ingest-{number}", layers.ingest(world, self.latest))
-                    world.add(f"stream-{number}", layers.stream(world))
-                    world.add(f"batch-{number}", layers.batch(world))
-                world.add("serving", self.serving.work)
+                    self.start(f"ingest-{number}", layers.ingest(world, self.latest))
+                    self.start(f"stream-{number}", layers.stream(world))
+                    self.start(f"batch-{number}", layers.batch(world))
+                self.start("serving", self.serving.work)
                 world.faults = Faults(kill=0.002, pause=0.002, lost_answer=0.03, old_listing=0.1)
-                for move in self.moves:
-                    world.run(CHUNK)
+                for step, move in self.moves:
+                    world.run(step - world.steps)
                     world.trace.append(f"MOVE {move}")
+                    self.random = Random(f"{self.seed} {step}")
                     MOVES[move](self)
                     self.truth.note()
+                world.run(CHUNK)
                 world.faults = Faults()
                 for process in world.processes:
                     process.runnable_at = min(process.runnable_at, world.now)
@@ -144,6 +158,10 @@ class Schedule:
             finally:
                 world.kill_all()
         return world
+
+    def start(self, name: str, work: Callable[[layers.Process], None]) -> None:
+        if name not in self.without:
+            self.world.add(name, work)
 
     # what holds -----------------------------------------------------------------------------------------------------
 
@@ -306,34 +324,11 @@ ORDINARY = ("append", "append", "append", "append", "transaction", "wait")
 RARE = tuple(name for name in MOVES if name not in ORDINARY)
 
 
-def drawn(random: Random) -> list[str]:
+def drawn(random: Random) -> list[Move]:
     """Moves of a schedule: traffic, and a few rare things of one or two kinds."""
     kinds = random.sample(RARE, random.choice((0, 1, 1, 2, 2, 3)))
-    length = random.randrange(4, 16)
-    return [
-        random.choice(kinds) if kinds and random.random() < 0.25 else random.choice(ORDINARY) for _ in range(length)
-    ]
-
-
-def fails(seed: int, moves: list[str] | None = None) -> str:
-    """Return why a schedule fails, empty if it does not."""
-    try:
-        Schedule(seed, moves).run()
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return ""
-
-
-def shrunk(seed: int, moves: list[str]) -> list[str]:
-    """Leave out what is not needed for a schedule to fail."""
-    size = max(1, len(moves) // 2)
-    while size:
-        start = 0
-        while start < len(moves):
-            fewer = moves[:start] + moves[start + size :]
-            if fails(seed, fewer):
-                moves = fewer
-            else:
-                start += size
-        size //= 2
-    return moves
+    names = (
+        random.choice(kinds) if kinds and random.random() < 0.25 else random.choice(ORDINARY)
+        for _ in range(random.randrange(4, 16))
+    )
+    return [(number * CHUNK, name) for number, name in enumerate(names, 1)]
