@@ -94,8 +94,12 @@ def _merge(fs: Any, reader: LogReader, folder: str, run: list[Segment]) -> int:
     rows = 0
     writer: pq.ParquetWriter | None = None
     for segment in run:
+        if reader.footer(segment).rows == 0 and segment is not run[-1]:
+            continue  # all holes; its columns are not those of the others
         table = fs.open_parquet(segment.path).read()
         rows += table.num_rows
+        if table.num_rows == 0 and writer is not None:
+            continue
         # The footer of a single member, such as Spark's schema, says nothing of the whole.
         table = table.replace_schema_metadata(None)
         writer = writer or pq.ParquetWriter(out, table.schema, compression="zstd")

@@ -48,41 +48,46 @@ class Verdict:
     compared: int | None = None
 
 
+# What is stored of one partition of Kafka, newest log first: each log goes on where Kafka's was cut, or ended, below it.
+Lineage = tuple[Partition, ...]
+
+
 def verdicts(
     fs: FileSystem,
     kafka: KafkaLogs,
-    mirrored: Mapping[tuple[str, int], Partition],
+    mirrored: Mapping[tuple[str, int], Lineage],
     state: Mapping[str, TopicState],
     find_cut: bool = False,
 ) -> dict[tuple[str, int], Verdict]:
     """Judge partitions of the present logs.
 
     Args:
-        mirrored: (topic, partition) → what the master dataset has of it; heads must have been read before `state`.
+        mirrored: (topic, partition) → what the master dataset has of it (`lineages`), read before `state`.
         find_cut: look for the offset at which two different logs part, which costs some thirty reads; otherwise a difference
             is "other".
     """
     stored = {}
-    for (topic, p), partition in mirrored.items():
+    for (topic, p), lineage in mirrored.items():
         at = state[topic].partitions[p] if topic in state and p in state[topic].partitions else None
-        row = stored_row(fs, partition, min(partition.head, at.end)) if at else None
+        row = stored_row(fs, lineage, min(lineage[0].head, at.end)) if at else None
         if row is not None:
             stored[topic, p] = row
     live = kafka.records_at({place: row[0] for place, row in stored.items()}) if stored else {}
     found: dict[tuple[str, int], Verdict] = {}
-    for place, partition in mirrored.items():
+    for place, lineage in mirrored.items():
         topic, p = place
         at = state[topic].partitions.get(p) if topic in state else None
         if at is None:
             continue
         row = stored.get(place)
-        head, short = partition.head, at.end < partition.head
-        if row is None or place not in live:
+        head = lineage[0].head
+        short = at.end < head
+        if row is None or (place not in live and not at.start <= row[0] < at.end):
             found[place] = Verdict("unproven", head, at, min(head, at.end), None)
-        elif live[place] == row:
+        elif live.get(place) == row:
             found[place] = Verdict("cut" if short else "continues", head, at, min(head, at.end), row[0])
         else:
-            common = _parting(fs, kafka, place, partition, at) if find_cut else None
+            common = _parting(fs, kafka, place, lineage, at) if find_cut else None
             found[place] = Verdict("other" if common is None else "cut", head, at, common or 0, row[0])
     return found
 
@@ -113,8 +118,16 @@ def check_expiry(topic: str, found: Mapping[int, Verdict], domain: str) -> None:
             )
 
 
-def stored_row(fs: FileSystem, partition: Partition, below: int) -> Record | None:
+def stored_row(fs: FileSystem, lineage: Lineage, below: int) -> Record | None:
     """Return the last stored row below an offset as (offset, timestamp in ms, key, value), None where there is none."""
+    for partition in lineage:
+        if (row := _last_row(fs, partition, below)) is not None:
+            return row
+        below = min(below, partition.origin)
+    return None
+
+
+def _last_row(fs: FileSystem, partition: Partition, below: int) -> Record | None:
     for segment in reversed(partition.segments_between(partition.origin, below)):
         parquet = fs.open_parquet(segment.path)
         for group in reversed(range(parquet.metadata.num_row_groups)):
@@ -131,32 +144,39 @@ def stored_row(fs: FileSystem, partition: Partition, below: int) -> Record | Non
 
 
 def _parting(
-    fs: FileSystem, kafka: KafkaLogs, place: tuple[str, int], partition: Partition, at: PartitionState
+    fs: FileSystem, kafka: KafkaLogs, place: tuple[str, int], lineage: Lineage, at: PartitionState
 ) -> int | None:
     """Return the offset up to which Kafka's log equals the stored one, None if not even its beginning does."""
 
     def equal(row: Record | None) -> bool:
         return row is not None and kafka.records_at({place: row[0]}).get(place) == row
 
-    low, high = max(at.start, partition.origin), min(partition.head, at.end)
+    low, high = max(at.start, lineage[-1].origin), min(lineage[0].head, at.end)
     first = low + 1
-    while first < high and ((row := stored_row(fs, partition, first)) is None or row[0] < low):
+    while first < high and ((row := stored_row(fs, lineage, first)) is None or row[0] < low):
         first += 1  # holes
-    if not equal(stored_row(fs, partition, first)):
+    if not equal(stored_row(fs, lineage, first)):
         return None
     equal_below, different_below = first, high
     while different_below - equal_below > 1:
         middle = (equal_below + different_below) // 2
-        if equal(stored_row(fs, partition, middle)):
+        if equal(stored_row(fs, lineage, middle)):
             equal_below = middle
         else:
             different_below = middle
     return equal_below
 
 
-def mirrored(logs: Mapping[str, str], partitions: Partitions) -> dict[tuple[str, int], Partition]:
-    """Return (topic, partition) → partition of the present logs."""
-    return {(t, int(p)): found for t, log in logs.items() for p, found in partitions.get(t, {}).get(log, {}).items()}
+def lineages(logs: Mapping[str, str], partitions: Partitions) -> dict[tuple[str, int], Lineage]:
+    """Return (topic, partition) → what is stored of each partition of the present logs, and of those that they go on from."""
+    found: dict[tuple[str, int], Lineage] = {}
+    for topic, log in logs.items():
+        for p, partition in partitions.get(topic, {}).get(log, {}).items():
+            lineage = [partition]
+            while before := partitions[topic].get(lineage[-1].continues or "", {}).get(p):
+                lineage.append(before)
+            found[topic, int(p)] = tuple(lineage)
+    return found
 
 
 def _bytes(row: Mapping[str, object], name: str) -> bytes | None:

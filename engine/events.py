@@ -63,8 +63,9 @@ def extend_typed(fs: FileSystem, stream: Stream, write: WriteTyped) -> int:
     rows = 0
     goal: dict[tuple[str, str], int] | None = None
     while True:
-        raw = raw_reader.sound([stream.topic])[stream.topic]
+        # Typed rows come from raw ones, so the raw log is listed last: both may grow meanwhile.
         typed = typed_reader.partitions([stream.topic])[stream.topic]
+        raw = raw_reader.sound([stream.topic])[stream.topic]
         goal = goal or {(log_id, p): partition.head for log_id, by in raw.items() for p, partition in by.items()}
         if reason := torn(stream.topic, raw, typed):
             _log.warning("typed log taken away", topic=stream.topic, reason=reason)

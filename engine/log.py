@@ -120,7 +120,8 @@ class Partition:
         origin: the first offset that belongs to it.
         head: the end of its last segment, exclusive.
         gaps: accepted gaps as [start, end) pairs, ascending; `holes` likewise.
-        begun: its origin is committed (in the older layout it is not).
+        begun: its origin is committed (in the older layout it is not); `continues` the log that it goes on from, if that is the
+            same log of Kafka below the origin.
         closed: nothing can be committed to it any more.
         superfluous: segments whose offsets others cover.
         damage: why it cannot be counted from its origin to its head; empty where it can.
@@ -132,6 +133,7 @@ class Partition:
     gaps: tuple[Range, ...] = ()
     holes: tuple[Range, ...] = ()
     begun: bool = False
+    continues: str | None = None
     closed: bool = False
     superfluous: tuple[Segment, ...] = ()
     damage: str = ""
@@ -271,10 +273,12 @@ class LogReader:
 
     def _partition(self, listed: _Listed) -> Partition:
         found = sorted(listed.segments, key=lambda s: (s.base, s.end or 0))
-        committed = self._origin(listed.origin).offset if listed.origin else None
+        told = self._origin(listed.origin) if listed.origin else None
+        committed = told.offset if told else None
+        continues = told.after if told and told.proof in ("continues", "cut") else None
         if not found:
             assert committed is not None
-            return Partition((), committed, committed, begun=True)
+            return Partition((), committed, committed, begun=True, continues=continues)
         newest = max(found, key=lambda s: (s.end or s.base, s.base))
         if newest.end is None:
             end = self.footer(newest).end_from(newest.base)
@@ -290,7 +294,7 @@ class LogReader:
         head = kept[-1].end
         assert head is not None
         begun = committed is not None
-        return Partition(tuple(kept), origin, head, gaps, holes, begun, closed, tuple(superfluous), damage)
+        return Partition(tuple(kept), origin, head, gaps, holes, begun, continues, closed, tuple(superfluous), damage)
 
     def _without_rows(
         self, kept: Sequence[Segment], has_holes: bool

@@ -37,7 +37,7 @@ from engine.log import LogReader, covers
 from engine.query import open_database
 from engine.replica import manifest_of, snapshot_of
 from engine.settings import SettingsError, add_flags, environment, from_args
-from engine.snapshot import Loader, Snapshot, fallen, nothing
+from engine.snapshot import Loader, Snapshot, needed, nothing
 from engine.store import MANIFEST, NO_DIGEST, Place, Pointer, Run, Torn, Version
 from engine.versions import VersionUnknown, definition_followed, definition_of
 
@@ -73,14 +73,13 @@ class Writer:
         self.pointer = stores.pointer_of(self.store, self.domain_name, settled=True)
         return self.pointer
 
-    def allowed(self, snapshot: Snapshot, choice: int, pinned: bool) -> bool:
+    def allowed(self, fs: Any, snapshot: Snapshot, choice: int, pinned: bool) -> bool:
         """True if coverage does not go back, or an operator chose so since the pointer moved."""
         before = self.pointer
         if before is None or (pinned and choice > before.choice):
             return True
-        return covers(
-            snapshot.coverage, fallen(before.coverage, before.chain, [snapshot.chain], snapshot.domain.topics)
-        )
+        least = needed(fs, before.coverage, before.chain, [snapshot.chain], snapshot.domain.topics)
+        return covers(snapshot.coverage, least)
 
     def publish(self, snapshot: Snapshot, epoch: EpochRows, choice: int, pinned: bool) -> bool:
         """Write what the store lacks of a snapshot, then move the pointer to it; False if another writer was first.
@@ -220,7 +219,7 @@ class Materialiser:
         pinned = self.loader.pinned
         before = self.writer.pointer
         choice = self.loader.choice_number if pinned in (None, version) else before.choice if before else 0
-        if not self.writer.allowed(snapshot, choice, pinned == version):
+        if not self.writer.allowed(self.fs, snapshot, choice, pinned == version):
             return False
         if not self.writer.publish(snapshot, self.loader.epoch, choice, pinned == version):
             _log.warning("LOST_RACE", domain=self.domain.name, reason="another materialiser moved the pointer")
@@ -271,7 +270,7 @@ class Materialiser:
         then, pinned = self._coming.poll(), self._coming.pinned
         if then is None:
             return
-        if self.writer.allowed(then, self._coming.choice_number, pinned == then.manifest.version):
+        if self.writer.allowed(self.fs, then, self._coming.choice_number, pinned == then.manifest.version):
             self.loader, self.domain, self._coming = self._coming, self._coming.domain, None
 
     def _prune(self) -> None:

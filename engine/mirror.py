@@ -18,7 +18,7 @@ import structlog
 
 from engine import log
 from engine.commit import Piece, closing_segment, commit, commit_empty, commit_origin, gap_segment, staged_pieces
-from engine.continuity import DataExpired, LogReplaced, Verdict, check_continuity, check_expiry, mirrored, verdicts
+from engine.continuity import DataExpired, LogReplaced, Verdict, check_continuity, check_expiry, lineages, verdicts
 from engine.domain import Domain
 from engine.kafka import KafkaLogs, TopicState
 from engine.log import MASTER, STAGING, FileSystem, LogReader, Origin, Partitions, Place, Range
@@ -53,7 +53,7 @@ class Mirror:
         self._refuse_changes(state)
         self.known = state
         self._begin(partitions, state)
-        for topic, found in by_topic(verdicts(self.fs, self.kafka, mirrored(self.logs, partitions), state)).items():
+        for topic, found in by_topic(verdicts(self.fs, self.kafka, lineages(self.logs, partitions), state)).items():
             check_continuity(topic, found, self.domain.name)
             check_expiry(topic, found, self.domain.name)
 
@@ -134,10 +134,9 @@ class Mirror:
         partitions = self.reader.sound([topic])[topic].get(present, {})
         for p, partition in partitions.items():
             self._close((topic, present, p), partition)
-        partitions = self.reader.sound([topic])[topic].get(present, {})
+        stored = lineages({topic: present}, self.reader.sound([topic]))
         state = self._state()
         self._refuse_changes(state, logs=False)
-        stored = {(topic, int(p)): partition for p, partition in partitions.items()}
         judged = verdicts(self.fs, self.kafka, stored, state, find_cut=True)
         lost_disk = any(verdict.proof == "other" for verdict in judged.values())
         origins = {}

@@ -237,11 +237,10 @@ class RawLog:
         row = self._stored_before(place, min(head, self._kafka_end(place)))
         if row is None or row[0] < self._kafka_start(place):
             return None
-        for _, record in self._records(place, row[0], row[0] + 1):
-            for one in record[:1]:
-                same = (one.offset, one.timestamp, one.key, one.value) == row
-                return None if same else row[0]
-        return row[0]
+        for _, records in self._records(place, row[0], row[0] + 1):
+            told = [(one.offset, one.timestamp, one.key, one.value) for one in records[:1]]
+            return None if told == [row] else row[0]
+        return None
 
     def _stored_before(self, place: Place, end: int) -> tuple[int, int, bytes | None, bytes | None] | None:
         """Return offset, timestamp in ms, key and value of the last stored row below an offset."""

@@ -17,7 +17,7 @@ import structlog
 
 from engine import store as stores
 from engine import versions
-from engine.chain import Epoch, continues, parsed_epoch
+from engine.chain import Epoch, continues, parsed_epoch, speaks_of
 from engine.domain import Domain
 from engine.epochs import Blocks, stored, view_rows
 from engine.log import covers
@@ -83,12 +83,14 @@ class Replica:
         """True if coverage does not go back, or an operator chose so."""
         if self.current is None or self._pointer is None:
             return True
-        return (
-            covers(
-                pointer.coverage, fallen(self.current.coverage, self.current.chain, [pointer.chain], self.domain.topics)
-            )
-            or pointer.choice > self._pointer.choice
-        )
+        if pointer.choice > self._pointer.choice:
+            return True
+        now, chain = self.current, pointer.chain
+        least = fallen(now.coverage, now.chain, [chain], self.domain.topics)
+        if chain is not None and (now.chain is None or chain.number > now.chain.number):
+            # How far a closed log must be covered the writer knows, who sees its segments.
+            least = {t: {lg: by for lg, by in logs.items() if speaks_of(chain, t, lg)} for t, logs in least.items()}
+        return covers(pointer.coverage, least)
 
     def _snapshot(self, pointer: Pointer, manifest: Manifest) -> Snapshot:
         now, before = self.current, self._pointer

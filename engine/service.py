@@ -20,12 +20,12 @@ import structlog
 from engine import kafka
 from engine.domain import Domain, View
 from engine.hdfs import HdfsUnavailable
-from engine.log import LogReader, covers
+from engine.log import LogReader, Position, covers
 from engine.query import open_database
 from engine.replica import Replica, reopened
 from engine.reply import Cursors, Problem
 from engine.settings import Settings
-from engine.snapshot import Loader, Snapshot, fallen
+from engine.snapshot import Loader, Snapshot, needed
 from engine.store import Torn
 from engine.versions import definition_of
 from engine.watch import Watch
@@ -120,10 +120,10 @@ class Service:
         if then is None:
             return
         # What it covered of topics that the definition has left is of no matter any more.
-        needed = (
-            fallen(now.coverage, now.chain, [then.chain], coming.domain.topics) if now and loader.pinned is None else {}
-        )
-        if not covers(then.coverage, needed):
+        least: Position = {}
+        if now and loader.pinned is None:
+            least = needed(self.fs, now.coverage, now.chain, [then.chain], coming.domain.topics)
+        if not covers(then.coverage, least):
             return
         watch.look(self._raw, self._ids)
         watch.take_over(self.watches[name])

@@ -25,7 +25,7 @@ from engine.derived import Damaged
 from engine.domain import Domain, View
 from engine.epochs import Epochs, stored
 from engine.hdfs import Entry
-from engine.log import Position, covers, each, offset_in
+from engine.log import LogReader, Position, covers, each, offset_in
 from engine.measures import stored_schema
 from engine.versions import Choice, Manifest, restricted
 
@@ -233,7 +233,7 @@ class Loader:
         ahead = sorted(pairs, key=lambda pair: (pair.manifest.version, pair.chain_number, pair.reach), reverse=True)
         if self.current is None:
             return sorted(pairs, key=lambda pair: (pair.reach, pair.manifest.version, pair.chain_number), reverse=True)
-        coverage = fallen(self.current.coverage, self.current.chain, chains_there, topics)
+        coverage = needed(self.fs, self.current.coverage, self.current.chain, chains_there, topics)
         allowed = [pair for pair in ahead if covers(pair.coverage, coverage)]
         if not allowed and pinned is not None and pinned != self._pinned and pinned < self.current.manifest.version:
             _log.warning("rollback", domain=self.domain.name, version=pinned, instead_of=self.current.manifest.version)
@@ -376,6 +376,26 @@ def fallen(coverage: Position, chain: Chain | None, later: Sequence[Chain | None
 def _ends_with(snapshot: Snapshot, epoch: Epoch) -> bool:
     """True if an epoch, and no other of its number, is the last one of a snapshot."""
     return (snapshot.last, snapshot.created_at) == (epoch.number, epoch.created_at)
+
+
+def needed(
+    fs: Any, coverage: Position, chain: Chain | None, later: Sequence[Chain | None], topics: Sequence[str]
+) -> Position:
+    """Like `fallen`, and of a log that the newest chain does not continue no more than the master dataset has of it.
+
+    Such a log is closed. Whoever knew what was lost of it may be deleted by now; the segments are not.
+    """
+    coverage = fallen(coverage, chain, later, topics)
+    newest = max((c for c in later if c is not None), key=lambda c: c.number, default=None)
+    if newest is None or (chain is not None and newest.number <= chain.number):
+        return coverage
+    closed = [(t, lg, p, o) for t, lg, p, o in each(coverage) if not chains.speaks_of(newest, t, lg)]
+    raw = LogReader(fs).partitions({topic for topic, *_ in closed})
+    capped: Position = {}
+    for topic, lg, p, offset in closed:
+        stored = raw[topic].get(lg, {}).get(p)
+        capped.setdefault(topic, {}).setdefault(lg, {})[p] = min(offset, stored.head if stored else 0)
+    return overlaid(coverage, capped)
 
 
 def nothing(domain: Domain) -> dict[str, pa.Table]:

@@ -18,7 +18,7 @@ from engine import chain as chain_of
 from engine import derived, log, versions
 from engine.chain import HOLE, KEYS, KEYS_TYPE, Chain, Epoch
 from engine.commit import OffsetGap
-from engine.continuity import DataExpired, check_continuity, mirrored, verdicts
+from engine.continuity import DataExpired, check_continuity, lineages, verdicts
 from engine.derived import Damaged
 from engine.domain import Domain
 from engine.duplicates import KeyWindow
@@ -126,6 +126,8 @@ class SpeedLog:
             aside.append(damage.path)
 
         def attempt() -> SpeedLog | None:
+            # Asked first: where another stream job begins a chain meanwhile, ours gets no number, and we look at that one.
+            number = chain_of.next_number(fs, domain.name)
             lost: list[list[Any]] = []
             for known in reversed(chain_of.chains(fs, domain.name, damaged)):
                 found = chain_of.epochs(fs, domain.name, known.number, damaged)
@@ -138,7 +140,7 @@ class SpeedLog:
                     return cls(fs, domain, kafka, state, logs, known, found)
                 lost += [[known.number, fallen]] if fallen else []
                 lost += [loss for loss in known.lost if loss not in lost]
-            number, now = chain_of.next_number(fs, domain.name), datetime.now(UTC).isoformat()
+            now = datetime.now(UTC).isoformat()
             begun = chain_of.begin(fs, domain, number, newest.version, start, origins, now, lost[:LOSSES])
             return cls(fs, domain, kafka, state, logs, begun, []) if begun else None
 
@@ -460,7 +462,7 @@ def _proved(
         if time.monotonic() > deadline:
             raise StartAgain(_no_origin(*missing[0]))
         time.sleep(ORIGIN_PAUSE_SECONDS)
-    for topic, found in by_topic(verdicts(fs, kafka, mirrored(logs, raw), state)).items():
+    for topic, found in by_topic(verdicts(fs, kafka, lineages(logs, raw), state)).items():
         check_continuity(topic, found, domain.name)
     return raw, state, logs
 

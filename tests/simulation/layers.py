@@ -34,7 +34,7 @@ from engine import (
     speed,
     versions,
 )
-from engine.commit import StartsAbove
+from engine.commit import StartsAbove, TooSlow
 from engine.continuity import DataExpired, LogReplaced
 from engine.domain import Domain, Stream, View, count, sum_of
 from engine.duplicates import KeyWindow
@@ -63,7 +63,7 @@ DOMAIN = Domain("sim", (STREAM,), (TOTALS,), ())
 Rows = list[tuple[int, int, bytes | None]]  # offset, timestamp in ms, value
 
 # What a supervisor starts again after: asked for, or said by Spark, or by an HDFS that lost an answer.
-AGAIN = (StartAgain, StartsAbove, NewChain, RowsDiffer, HdfsUnavailable, DataLoss, LostAnswer, OSError)
+AGAIN = (StartAgain, StartsAbove, TooSlow, NewChain, RowsDiffer, HdfsUnavailable, DataLoss, LostAnswer, OSError)
 MODULES = (build, chain, commit, compact, continuity, derived, epochs, events, log, mirror, snapshot, speed, versions)
 
 

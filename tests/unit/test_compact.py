@@ -230,6 +230,26 @@ def test_holes_outlive_the_merge_of_their_segments(tmp_path: Path) -> None:
     assert after.rows_between(0, 105) == 85 == len(rows_of_ours(fs))
 
 
+def test_a_member_of_holes_alone_does_not_stop_a_merge_whatever_its_columns(tmp_path: Path) -> None:
+    for where in (0, 40, 90):
+        fs = LocalFs(tmp_path / str(where))
+        for first in range(0, 100, 10):
+            if first != where:
+                put(fs, first, first + 10)
+        (piece,) = staged_pieces(
+            fs, STAGING, {(TOPIC, LOG, "0"): (where, where + 10)}, pa.schema([("offset", pa.int64())])
+        )
+        fs.rename(piece.path, segment_path(ROOT, TOPIC, LOG, "0", where))
+        fs.create(f"{ROOT}/topic={TOPIC}/log={LOG}/partition=0/_holes", b"")
+        put(fs, 100, 105, age=10)
+        for path in fs._at(ROOT).rglob("*0.parquet"):
+            os.utime(path, (0, 0))
+        assert compact.compact(fs, ROOT, [TOPIC], settled_seconds=0) >= 10
+        after = LogReader(fs).partitions([TOPIC])[TOPIC][LOG]["0"]
+        assert (len(after.segments), after.holes, after.damage) == (2, ((where, where + 10),), "")
+        assert rows_of_ours(fs) == [o for o in range(105) if not where <= o < where + 10]
+
+
 def test_a_member_that_misses_rows_is_not_merged_away(tmp_path: Path) -> None:
     fs = a_log(tmp_path)
     broken = segment_path(ROOT, TOPIC, LOG, "0", 50)

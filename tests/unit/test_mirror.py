@@ -230,6 +230,33 @@ def test_a_partition_that_was_cut_and_filled_beyond_the_head_is_still_the_same_l
     assert [(log, o) for log, p, o in world.rows() if p == "0"][1000:] == [("id1.2", o) for o in range(990, 1050)]
 
 
+def test_a_partition_that_is_cut_again_below_the_origin_of_its_log_goes_on_where_it_was_cut(world: World) -> None:
+    filled(world, 10)
+    for end in (7, 4):
+        world.kafka.cut(TOPIC, 0, end)
+        with pytest.raises(LogReplaced):
+            world.ingest()
+        Mirror(world.fs, world.kafka, SHOP).new_log(TOPIC)
+        world.ingest()
+    assert {log: world.partitions(log)["0"].origin for log in ("id1", "id1.2", "id1.3")} == {
+        "id1": 0,
+        "id1.2": 7,
+        "id1.3": 4,
+    }
+    world.kafka.append(TOPIC, 0, 2)
+    world.mirror_all(world.ingest())
+    assert [row for row in world.rows() if row[1] == "0"][-2:] == [("id1.3", "0", 4), ("id1.3", "0", 5)]
+
+
+def test_a_cut_partition_whose_last_common_offset_is_a_marker_now_is_another_log_from_there_on(world: World) -> None:
+    filled(world, 10)
+    world.kafka.cut(TOPIC, 0, 6)
+    world.kafka.append_holes(TOPIC, 0, 2)
+    with pytest.raises(LogReplaced, match="Kafka's record at 7 is not the stored row"):
+        world.ingest()
+    assert Mirror(world.fs, world.kafka, SHOP).new_log(TOPIC)["0"] == Origin(6, "id1", "cut")
+
+
 @pytest.mark.parametrize("refilled", [0, 400, 1500])
 def test_a_broker_that_lost_its_disk_has_another_log(world: World, refilled: int) -> None:
     filled(world)

@@ -74,7 +74,7 @@ def publish(writer: Writer, below: int, end: int) -> bool:
     """What a materialiser does when HDFS holds this: nothing where that would go back."""
     writer.look()
     wanted = snapshot(below, end)
-    return writer.allowed(wanted, 0, False) and writer.publish(wanted, lambda n: EPOCHS[n], 0, False)
+    return writer.allowed(None, wanted, 0, False) and writer.publish(wanted, lambda n: EPOCHS[n], 0, False)
 
 
 def exact(found: Snapshot) -> None:
