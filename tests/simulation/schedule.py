@@ -27,6 +27,7 @@ from tests.unit.memorykafka import KafkaPartition
 
 CHUNK = 60  # steps between two moves
 QUIET_STEPS = 16_000
+QUIET_LOOK = 250
 SHOPS = "ab"
 
 Move = tuple[int, str]  # the step before which it happens, and what
@@ -212,8 +213,8 @@ class Schedule:
     def come_to_rest(self) -> None:
         """After the faults everything is mirrored, counted, folded and served, and the ledger balances."""
         missing = "nothing was tried"
-        for _ in range(QUIET_STEPS // 500):
-            self.world.run(500)
+        for _ in range(QUIET_STEPS // QUIET_LOOK):
+            self.world.run(QUIET_LOOK)
             missing = self.unfinished()
             if not missing:
                 return

@@ -86,6 +86,7 @@ class World:
     processes: list[Process] = field(default_factory=list)
     trace: list[str] = field(default_factory=list)
     _parsed: dict[bytes, Any] = field(default_factory=dict)
+    _running: Process | None = None
 
     def __post_init__(self) -> None:
         self.hub = getcurrent()
@@ -122,7 +123,7 @@ class World:
 
     def strikes(self, fault: str, probability: float) -> bool:
         """True if a fault happens in this step."""
-        if self.chance(fault) >= probability or (self.only is not None and self.steps not in self.only):
+        if not probability or self.chance(fault) >= probability or (self.only is not None and self.steps not in self.only):
             return False
         self.struck.append(self.steps)
         return True
@@ -135,7 +136,7 @@ class World:
         return process
 
     def current(self) -> Process | None:
-        return next((p for p in self.processes if p.greenlet is getcurrent()), None)
+        return self._running
 
     def step(self, what: str) -> None:
         """A process is about to ask the outside: let the scheduler decide."""
@@ -181,10 +182,17 @@ class World:
         if process.greenlet is None:
             process.starts += 1
             process.greenlet = greenlet(lambda: self._life(process))
-        process.greenlet.switch()
+        self._switch(process)
         if process.greenlet.dead:
             process.greenlet, process.dying = None, False
             process.runnable_at = max(process.runnable_at, self.now + 1)
+
+    def _switch(self, process: Process) -> None:
+        self._running = process
+        try:
+            process.greenlet.switch()
+        finally:
+            self._running = None
 
     def _life(self, process: Process) -> None:
         with suppress(Killed):
@@ -196,7 +204,7 @@ class World:
             process.alive = False
             if process.greenlet is not None and not process.greenlet.dead:
                 process.dying = True
-                process.greenlet.switch()
+                self._switch(process)
 
     def digest(self) -> str:
         """What the schedule did, step by step."""
@@ -214,8 +222,28 @@ class World:
     def parsed(self, data: bytes) -> Any:
         """A Parquet file of these bytes, opened once."""
         if data not in self._parsed:
-            self._parsed[data] = pq.ParquetFile(pa.BufferReader(data))
+            self._parsed[data] = Opened(pa.BufferReader(data))
         return self._parsed[data]
+
+
+class Opened(pq.ParquetFile):
+    """A Parquet file that reads each set of columns once: its bytes never change."""
+
+    def __init__(self, source: Any) -> None:
+        super().__init__(source)
+        self._tables: dict[Any, Any] = {}
+
+    def read(self, columns: Any = None, **options: Any) -> Any:
+        key = tuple(columns or ())
+        if key not in self._tables:
+            self._tables[key] = super().read(columns=columns, use_threads=False, **options)
+        return self._tables[key]
+
+    def read_row_group(self, i: int, columns: Any = None, **options: Any) -> Any:
+        key = i, *(columns or ())
+        if key not in self._tables:
+            self._tables[key] = super().read_row_group(i, columns=columns, use_threads=False, **options)
+        return self._tables[key]
 
 
 class Hdfs:
