@@ -85,7 +85,11 @@ def patched(world: World) -> Iterator[None]:
         for name in ("time", "datetime")
         if hasattr(module, name)
     ]
-    before += [(os, "getpid", os.getpid), (compact, "MEMBERS", compact.MEMBERS), (derived, "tell_damaged", derived.tell_damaged)]
+    before += [
+        (os, "getpid", os.getpid),
+        (compact, "MEMBERS", compact.MEMBERS),
+        (derived, "tell_damaged", derived.tell_damaged),
+    ]
     before += [(module, "_log", module._log) for module in (*MODULES,) if hasattr(module, "_log")]
     silent = SimpleNamespace(**dict.fromkeys(("info", "warning", "error", "debug"), lambda *_, **__: None))
     try:

@@ -1,8 +1,8 @@
 """What of a schedule makes it fail? Moves, faults and processes are left out as long as it still fails.
 
-    python -m tests.simulation 1234                          run a seed, shrink it if it fails, print what is left
-    python -m tests.simulation 1234 --moves 60:append,120:cut --faults 77,81 --without batch-2    run just that
-    python -m tests.simulation --count 100000 [--first 0] [--jobs 2]                          search for seeds that fail
+python -m tests.simulation 1234                          run a seed, shrink it if it fails, print what is left
+python -m tests.simulation 1234 --moves 60:append,120:cut --faults 77,81 --without batch-2    run just that
+python -m tests.simulation --count 100000 [--first 0] [--jobs 2]                          search for seeds that fail
 """
 
 from __future__ import annotations

@@ -123,7 +123,11 @@ class World:
 
     def strikes(self, fault: str, probability: float) -> bool:
         """True if a fault happens in this step."""
-        if not probability or self.chance(fault) >= probability or (self.only is not None and self.steps not in self.only):
+        if (
+            not probability
+            or self.chance(fault) >= probability
+            or (self.only is not None and self.steps not in self.only)
+        ):
             return False
         self.struck.append(self.steps)
         return True
