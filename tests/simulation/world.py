@@ -184,7 +184,10 @@ class World:
         return path in self.files or path in self.folders
 
     def parsed(self, data: bytes) -> Any:
-        return pq.ParquetFile(pa.BufferReader(data))
+        """Open a Parquet file, once."""
+        if data not in self._parsed:
+            self._parsed[data] = pq.ParquetFile(pa.BufferReader(data))
+        return self._parsed[data]
 
 
 class Hdfs:
