@@ -19,6 +19,9 @@ import structlog
 from engine.kafka import KafkaLogs, PartitionState, Record, TopicState
 from engine.log import FileSystem, Partition, Partitions
 
+# So many offsets without a row at the end of a log are looked at; a transaction leaves one, an aborted one its records, too.
+HOLES_COMPARED = 16
+
 _log = structlog.get_logger("engine.continuity")
 
 
@@ -73,6 +76,7 @@ def verdicts(
         if row is not None:
             stored[topic, p] = row
     live = kafka.records_at({place: row[0] for place, row in stored.items()}) if stored else {}
+    filled = _filled_holes(kafka, mirrored, stored, state)
     found: dict[tuple[str, int], Verdict] = {}
     for place, lineage in mirrored.items():
         topic, p = place
@@ -82,7 +86,10 @@ def verdicts(
         row = stored.get(place)
         head = lineage[0].head
         short = at.end < head
-        if row is None or (place not in live and not at.start <= row[0] < at.end):
+        if place in filled:
+            common = _parting(fs, kafka, place, lineage, at) if find_cut else None
+            found[place] = Verdict("other" if common is None else "cut", head, at, common or 0, filled[place])
+        elif row is None or (place not in live and not at.start <= row[0] < at.end):
             found[place] = Verdict("unproven", head, at, min(head, at.end), None)
         elif live.get(place) == row:
             found[place] = Verdict("cut" if short else "continues", head, at, min(head, at.end), row[0])
@@ -164,7 +171,33 @@ def _parting(
             equal_below = middle
         else:
             different_below = middle
-    return equal_below
+    last = stored_row(fs, lineage, equal_below)
+    # What lies behind the last common row and has no row may have been lost, too, and be records now.
+    return last[0] + 1 if last else None
+
+
+def _filled_holes(
+    kafka: KafkaLogs,
+    mirrored: Mapping[tuple[str, int], Lineage],
+    stored: Mapping[tuple[str, int], Record],
+    state: Mapping[str, TopicState],
+) -> dict[tuple[str, int], int]:
+    """Return an offset of each partition at which Kafka has a record now, behind the last stored row, where none was stored.
+
+    A log that was cut within the markers at its end, and went on, differs from the stored one nowhere else.
+    """
+    behind: dict[tuple[str, int], range] = {}
+    for (topic, p), lineage in mirrored.items():
+        at = state[topic].partitions.get(p) if topic in state else None
+        if at is not None:
+            begin = stored[topic, p][0] + 1 if (topic, p) in stored else lineage[-1].origin
+            end = min(lineage[0].head, at.end)
+            behind[topic, p] = range(max(begin, at.start, end - HOLES_COMPARED), end)
+    found: dict[tuple[str, int], int] = {}
+    for number in range(max(map(len, behind.values()), default=0)):
+        wanted = {place: offsets[number] for place, offsets in behind.items() if number < len(offsets)}
+        found |= {place: record[0] for place, record in kafka.records_at(wanted).items()}
+    return found
 
 
 def lineages(logs: Mapping[str, str], partitions: Partitions) -> dict[tuple[str, int], Lineage]:

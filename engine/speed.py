@@ -504,6 +504,10 @@ def _lost(
             if logs.get(topic) == lg:
                 stamps[topic, int(p)] = stamp
     live = kafka.records_at({place: stamp[0] for place, stamp in stamps.items()}) if stamps else {}
+    # An epoch may end with offsets that had no record; if the last one has one now, the log was cut there.
+    ends = {(t, int(p)): end - 1 for t, lg, p, end in each(epochs[-1].end if epochs else {}) if logs.get(t) == lg}
+    behind = {place: o for place, o in ends.items() if place in stamps and o > stamps[place][0]}
+    filled = kafka.records_at(behind) if behind else {}
     for topic, lg, p, end in each(epochs[-1].end if epochs else chain.start):
         if topic not in logs:
             continue
@@ -516,7 +520,7 @@ def _lost(
         place = topic, int(p)
         at, record = state[topic].partitions.get(int(p)), live.get(place)
         other = record is not None and [record[0], record[1], zlib.crc32(record[3] or b"")] != stamps[place]
-        if at is None or end > at.end or other:
+        if at is None or end > at.end or other or place in filled:
             lost.setdefault(topic, {}).setdefault(lg, {})[p] = offset_in(start, topic, lg, p, 0)
     return lost
 

@@ -248,6 +248,25 @@ def test_a_partition_that_is_cut_again_below_the_origin_of_its_log_goes_on_where
     assert [row for row in world.rows() if row[1] == "0"][-2:] == [("id1.3", "0", 4), ("id1.3", "0", 5)]
 
 
+def test_a_log_that_was_cut_within_its_last_markers_is_found_out(world: World) -> None:
+    world.kafka.append(TOPIC, 0, 10)
+    world.kafka.append_holes(TOPIC, 0, 3)
+    mirror = world.ingest()
+    world.mirror_all(mirror)
+    stream = world.stream()
+    epoch_of(world, stream)
+    world.ingest()
+    world.kafka.cut(TOPIC, 0, 11)
+    world.kafka.append(TOPIC, 0, 6)
+    for start in (world.ingest, world.stream):
+        with pytest.raises(LogReplaced, match=r"Kafka's record at 1[12] is not the stored row"):
+            start()
+    Mirror(world.fs, world.kafka, SHOP).new_log(TOPIC)
+    world.mirror_all(world.ingest())
+    assert [row for row in world.rows() if row[1] == "0"][10:] == [("id1.2", "0", o) for o in range(11, 17)]
+    assert world.stream().chain.number == 2
+
+
 def test_a_cut_partition_whose_last_common_offset_is_a_marker_now_is_another_log_from_there_on(world: World) -> None:
     filled(world, 10)
     world.kafka.cut(TOPIC, 0, 6)
