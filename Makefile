@@ -92,6 +92,10 @@ test: test-unit ## all tests: unit, integration, end to end
 
 test-unit: setup ## tests that need no services, a process per core
 	$(PY) -m pytest tests/unit -n auto --maxprocesses 4 --dist loadfile
+	$(PY) -m pytest tests/simulation -q -n auto --maxprocesses 4
+
+simulate: setup ## so many schedules of the simulator (N=100000)
+	SIMULATE=$(or $(N),100000) $(PY) -m pytest tests/simulation/test_simulation.py -q -n auto --maxprocesses 4
 
 test-integration: setup ## tests on the real stack, one layer at a time
 	$(PY) -m pytest tests/integration
@@ -127,4 +131,4 @@ lib/.verified: stack/jars.lock stack/ivy.xml .venv/.installed
 	@touch $@
 
 .PHONY: help setup up down restart reset status health logs build spark-shell kafka-tail monitoring clean doctor demo batch bench \
-	test test-unit test-integration test-e2e test-compose k8s lock sbom check
+	test test-unit simulate test-integration test-e2e test-compose k8s lock sbom check
