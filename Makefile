@@ -93,6 +93,10 @@ test: test-unit simulate ## all tests: unit, simulated, integration, end to end
 
 test-unit: setup ## tests that need no services, a process per core
 	$(PY) -m pytest tests/unit -n auto --maxprocesses 4 --dist loadfile
+	$(PY) -m pytest tests/simulation -q -n auto --maxprocesses 4
+
+simulate: setup ## so many schedules of the simulator (N=100000)
+	SIMULATE=$(or $(N),100000) $(PY) -m pytest tests/simulation/test_simulation.py -q -n auto --maxprocesses 4
 
 simulate: setup ## random schedules of all layers in memory (N=100000 for a night); a failing one is shrunk and printed
 	SIMULATE=$(N) $(PY) -m pytest tests/simulation -n auto --maxprocesses 4 --dist load

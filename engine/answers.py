@@ -169,11 +169,11 @@ async def _page(
         fetch = fetch_table if query.format == "parquet" else fetch_rows
         with cursor:
             rows: Any = fetch(cursor, query, tables, offset)
-        further = None
-        if len(rows) > query.limit:
-            place = {"list": query.digest, "snapshot": service.hold(snapshot), "offset": offset + query.limit}
+        further, number = None, tail.rows_of_page(rows, query.limit)
+        if len(rows) > number:
+            place = {"list": query.digest, "snapshot": service.hold(snapshot), "offset": offset + number}
             further = service.cursors.seal(place)
-        return body(query.format, query.columns, rows[: query.limit], {**facts, "next_cursor": further, **more})
+        return body(query.format, query.columns, rows[:number], {**facts, "next_cursor": further, **more})
 
     content, headers = await service.run(work)
     return Response(content, headers=headers)

@@ -32,7 +32,8 @@ from engine.measures import arrow_type
 from engine.versions import Manifest
 
 KINDS = ("view", "report", "events", "quarantine")
-BATCH_ROWS = 50_000
+# A batch holds so many rows, or bytes.
+BATCH_ROWS, BATCH_BYTES, STEP_ROWS = 50_000, 64_000_000, 1_000
 PAGE_ROWS = 10_000
 ATTEMPTS = 5
 TIME = pa.timestamp("us", "UTC")
@@ -314,14 +315,23 @@ def _tables(fs: Any, path: str, columns: Sequence[str], worth: Callable[[Any], b
         if not worth(group):
             yield group.num_rows, nothing
             continue
-        batches = opened.iter_batches(BATCH_ROWS, row_groups=[number], columns=columns)
+        # Read in small steps: how long its texts are is seen only when they are there.
+        read = [group.column(column) for column in range(group.num_columns)]
+        size = sum(c.total_uncompressed_size for c in read if c.path_in_schema.partition(".")[0] in columns)
+        step = max(1, min(STEP_ROWS, BATCH_BYTES * group.num_rows // max(1, size)))
+        batches = opened.iter_batches(step, row_groups=[number], columns=columns)
+        waiting: list[pa.RecordBatch] = []
         while True:
             with _reading(fs, path):
                 batch = next(batches, None)
-                table = pa.Table.from_batches([batch]).select(columns) if batch is not None else None
-            if table is None:
+            if batch is not None:
+                waiting.append(batch)
+            rows, held = sum(one.num_rows for one in waiting), sum(one.nbytes for one in waiting)
+            if waiting and (batch is None or rows >= BATCH_ROWS or held >= BATCH_BYTES):
+                yield rows, pa.Table.from_batches(waiting).select(columns)
+                waiting = []
+            if batch is None:
                 break
-            yield table.num_rows, table
 
 
 @contextmanager

@@ -154,7 +154,11 @@ def _report(report: Report) -> list[dict[str, Any]]:
 
 def _paging(ordered: bool = True) -> list[dict[str, Any]]:
     order = [_parameter("order", "columns by comma, -column for descending; NULLs last", None)] if ordered else []
-    limit = _parameter("limit", f"rows of a page, 1 to {LIMIT_MAX}, default {LIMIT_DEFAULT}", 10)
+    limit = _parameter(
+        "limit",
+        f"rows of a page at most, 1 to {LIMIT_MAX}, default {LIMIT_DEFAULT}; a page of about 16 MB ends, too",
+        10,
+    )
     limit["schema"] = {"type": "integer", "minimum": 1, "maximum": LIMIT_MAX}
     return [
         *order,

@@ -21,8 +21,8 @@ from engine.notation import cell, encode
 
 FORMATS = ("csv", "json", "jsonl", "parquet")
 STDOUT = "-"
-# Rows of a row group of Parquet, as long as a batch does not bring more.
-GROUP_ROWS = 200_000
+# Rows, or bytes, of a row group of Parquet, as long as a batch does not bring more.
+GROUP_ROWS, GROUP_BYTES = 200_000, 128_000_000
 
 
 class BadTarget(ValueError):
@@ -214,7 +214,8 @@ class _Parquet:
 
     def write(self, table: pa.Table) -> None:
         self._waiting.append(table)
-        if sum(one.num_rows for one in self._waiting) >= GROUP_ROWS:
+        rows, held = sum(one.num_rows for one in self._waiting), sum(one.nbytes for one in self._waiting)
+        if rows >= GROUP_ROWS or held >= GROUP_BYTES:
             self._flush()
 
     def close(self) -> None:

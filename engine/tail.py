@@ -22,6 +22,8 @@ from engine.query import jsonable
 WORK_ROWS = 2_000_000
 # What opening a segment costs, in such rows.
 SEGMENT_ROWS = 2_000
+# And bytes, as long as one row of them is enough: that one request reads, that a page holds, and that a walk has at hand.
+WORK_BYTES, PAGE_BYTES, HAND_BYTES = 512_000_000, 16_000_000, 2_000_000
 
 Key = tuple[str, str, str]
 
@@ -41,9 +43,11 @@ class Tail:
     keep: Callable[[pa.Table], pa.ChunkedArray | pa.Array | None]
     worth: Callable[[Any], bool] = lambda group: True
     looked_at: int = field(default=0, init=False)
+    read_bytes: int = field(default=0, init=False)
+    _begun: set[Key] = field(default_factory=set, init=False)
 
     def newest(self, limit: int, below: Position | None = None) -> tuple[list[dict[str, Any]], Position | None]:
-        """Return at most `limit` rows, and where to go on, None at the end of the log.
+        """Return at most `limit` rows, or `PAGE_BYTES`, and where to go on, None at the end of the log.
 
         Args:
             below: start under these offsets; a partition it does not name is finished.
@@ -57,9 +61,11 @@ class Tail:
         for key, walk in walks.items():
             self._push(heads, key, walk, tops)
         rows: list[dict[str, Any]] = []
-        while heads and len(rows) < limit:
+        page_bytes = 0
+        while heads and len(rows) < limit and page_bytes < PAGE_BYTES:
             _, key, row = heapq.heappop(heads)
             rows.append(row)
+            page_bytes += size_of(row)
             tops[key] = row["offset"]
             self._push(heads, key, walks[key], tops)
         left: Position = {}
@@ -82,10 +88,13 @@ class Tail:
         """Yield wanted rows downwards, and offsets that the walk has come down to."""
         part = self.partitions[key]
         for segment in reversed(part.segments_between(part.origin, top)):
-            if self.looked_at >= WORK_ROWS:
+            if self._has_worked_enough(key):
                 return
             yield from self._of_segment(key, segment, top)
-            yield segment.base
+
+    def _has_worked_enough(self, key: Key) -> bool:
+        """True where the walk of a partition should not read on; each may read once, or those that come last would starve."""
+        return key in self._begun and (self.looked_at >= WORK_ROWS or self.read_bytes >= WORK_BYTES)
 
     def _of_segment(self, key: Key, segment: Segment, top: int) -> Iterator[dict[str, Any] | int]:
         self.looked_at += SEGMENT_ROWS
@@ -95,14 +104,51 @@ class Tail:
             group = opened.metadata.row_group(number)
             if not self.worth(group):
                 continue
-            self.looked_at += group.num_rows
+            if self._has_worked_enough(key):
+                return
+            self._begun.add(key)
             table = opened.read_row_group(number, columns=names)
+            self.looked_at += group.num_rows
+            self.read_bytes += table.nbytes
+            lowest = table["offset"][0].as_py() if table.num_rows else top
             mask = pc.less(table["offset"], top)
             wanted = self.keep(table)
             table = table.filter(mask if wanted is None else pc.and_(mask, wanted))
-            for start in reversed(range(0, table.num_rows, 1000)):
-                for row in reversed(table.slice(start, 1000).to_pylist()):
+            step = rows_within(HAND_BYTES, table, 1000)
+            for end in range(table.num_rows, 0, -step):
+                for row in reversed(table.slice(max(0, end - step), min(step, end)).to_pylist()):
                     yield {"topic": key[0], "log": key[1], "partition": key[2], **row}
+            yield min(lowest, top)
+        yield segment.base
+
+
+def rows_within(limit: int, table: pa.Table, most: int) -> int:
+    """Number of average rows of a table that hold about so many bytes, at least one and at most `most`."""
+    fitting: int = limit * table.num_rows // max(1, table.nbytes)
+    return max(1, min(most, fitting))
+
+
+def rows_of_page(rows: Any, limit: int) -> int:
+    """Number of rows (tuples, or of an Arrow table) that make a page: as many as were asked for, or about `PAGE_BYTES`."""
+    if isinstance(rows, pa.Table):
+        return rows_within(PAGE_BYTES, rows, limit)
+    page_bytes = 0
+    for number, row in enumerate(rows[:limit], 1):
+        page_bytes += size_of(row)
+        if page_bytes >= PAGE_BYTES:
+            return number
+    return limit
+
+
+def size_of(value: Any) -> int:
+    """About how many bytes a value takes in an answer."""
+    if isinstance(value, str | bytes):
+        return 2 + len(value)
+    if isinstance(value, dict):
+        return sum(len(name) + 4 + size_of(inner) for name, inner in value.items())
+    if isinstance(value, list | tuple):
+        return 2 + sum(map(size_of, value))
+    return 8
 
 
 def problems_only(group: Any) -> bool:

@@ -255,6 +255,29 @@ def test_nothing_in_the_span_is_still_a_file_that_opens(run: Export, tmp_path: P
 # How it is read -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("bound", [1, 3_000, 64_000_000])
+def test_a_batch_is_bounded_in_bytes_whatever_a_row_holds(
+    fs: LocalFs, bound: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(extract, "BATCH_BYTES", bound)
+    for kind, name in (("events", SALES.topic), ("view", "sales_minutes"), ("quarantine", SALES.topic)):
+        found = extract.find(fs, [SHOP], kind, name, extract.Span())
+        tables = list(found.tables())
+        wanted = {"events": good().num_rows, "quarantine": bad().num_rows, "view": found.planned}[kind]
+        assert sum(table.num_rows for _, table in tables) == wanted
+        assert sum(rows for rows, _ in tables) == found.planned
+        # One row more than the bound may be held, and none is left out for being too long.
+        assert max(table.num_rows for _, table in tables) <= max(1, bound // 20)
+
+
+def test_a_row_group_of_parquet_is_bounded_in_bytes(tmp_path: Path) -> None:
+    table = pa.table({"text": ["x" * 1_000_000] * 20})
+    with opened(str(tmp_path / "t.parquet"), "parquet", table.schema) as out:
+        for _ in range(15):
+            out.write(table)
+    assert pq.ParquetFile(tmp_path / "t.parquet").num_row_groups == 3
+
+
 def test_events_are_streamed_one_segment_at_a_time(fs: LocalFs) -> None:
     opened: list[str] = []
 

@@ -30,7 +30,7 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 import serving_layer
-from engine import proof, versions
+from engine import proof, tail, versions
 from engine import service as service_module
 from engine.commit import gap_segment
 from engine.domain import count
@@ -306,6 +306,53 @@ def test_quarantine_is_every_other_row_with_its_raw_value(filled: Api) -> None:
     assert {row["partition"] for row in filled.json("/v1/quarantine?partition=1")["rows"]} == {"1"}
     assert filled.json("/v1/quarantine?problem=nope", 422)["field"] == "problem"
     assert filled.json("/v1/quarantine?topic=nope", 404)["known"] == ["sales-topic"]
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/quarantine?limit=10000", "/v1/events/sales-topic?limit=10000", "/v1/views/sales_minutes?limit=10000"]
+)
+def test_a_page_ends_by_its_bytes_and_the_next_goes_on(path: str, filled: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = filled.json(path)
+    assert whole["next_cursor"] is None
+    monkeypatch.setattr(tail, "PAGE_BYTES", 2_000)
+    short = filled.json(path)
+    assert 0 < len(short["rows"]) < len(whole["rows"]) and len(json.dumps(short["rows"])) < 10_000
+    assert pages(filled, path) == whole["rows"]
+    for form in ("csv", "parquet"):
+        rows, cursor = 0, None
+        while cursor != "null":
+            answer = filled.get(f"{path}&format={form}" + (f"&cursor={cursor}" if cursor else ""))
+            cursor = answer.headers["x-highwater-next-cursor"]
+            lines = csv.reader(io.StringIO(answer.content.decode("utf-8-sig"))) if form == "csv" else None
+            found = len(list(lines)) - 1 if lines else pq.read_table(pa.BufferReader(answer.content)).num_rows
+            assert 0 < found < len(whole["rows"])
+            rows += found
+        assert rows == len(whole["rows"])
+
+
+def test_what_one_request_reads_is_bounded_in_bytes_and_the_walk_still_comes_to_its_end(
+    filled: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = pages(filled, "/v1/quarantine?limit=1000&problem=duplicate")
+    monkeypatch.setattr(tail, "WORK_BYTES", 1)
+    monkeypatch.setattr(tail, "HAND_BYTES", 1)
+    found = pages(filled, "/v1/quarantine?limit=1000&problem=duplicate")
+    assert sorted(found, key=str) == sorted(whole, key=str) and len(whole) > 5
+
+
+def test_a_quarantine_of_long_values_is_answered_in_pages_of_bounded_size(tmp_path: Path) -> None:
+    api = Api(tmp_path)
+    long = ["x" * 1_000_000 if problem else None for problem in api.rows["problem"].to_pylist()]
+    api.rows = api.rows.set_column(api.rows.column_names.index("value"), "value", pa.array(long, pa.string()))
+    api.fill()
+    rows, cursor, number = [], None, 0
+    while number == 0 or cursor:
+        answer = api.get("/v1/quarantine?limit=10000" + (f"&cursor={cursor}" if cursor else ""))
+        assert answer.status_code == 200 and len(answer.content) < 1.2 * tail.PAGE_BYTES
+        found = answer.json()
+        rows += [(row["partition"], row["offset"]) for row in found["rows"]]
+        cursor, number = found["next_cursor"], number + 1
+    assert len(rows) == len(set(rows)) == api.rows.num_rows - good_in(api.rows) and number > 2
 
 
 def test_the_ledger_balances_and_notices_when_it_does_not(api: Api) -> None:
