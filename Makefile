@@ -3,7 +3,6 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 STACK ?= native
-N ?= 2000
 OVERLAY ?= dev
 # for every platform and Python from 3.11 on, so that one lock file serves all machines
 UV := .venv/bin/uv pip compile --quiet --no-config --universal --python-version 3.11 --generate-hashes --custom-compile-command "make lock"
@@ -88,7 +87,7 @@ batch: setup ## recompute the batch views once (DOMAIN=cards for another domain)
 bench: setup ## measure CPU seconds per million events
 	@$(PY) -m bench
 
-test: test-unit simulate ## all tests: unit, simulated, integration, end to end
+test: test-unit ## all tests: unit, integration, end to end
 	$(PY) -m pytest tests/integration tests/e2e
 
 test-unit: setup ## tests that need no services, a process per core
@@ -97,9 +96,6 @@ test-unit: setup ## tests that need no services, a process per core
 
 simulate: setup ## so many schedules of the simulator (N=100000)
 	SIMULATE=$(or $(N),100000) $(PY) -m pytest tests/simulation/test_simulation.py -q -n auto --maxprocesses 4
-
-simulate: setup ## random schedules of all layers in memory (N=100000 for a night); a failing one is shrunk and printed
-	SIMULATE=$(N) $(PY) -m pytest tests/simulation -n auto --maxprocesses 4 --dist load
 
 test-integration: setup ## tests on the real stack, one layer at a time
 	$(PY) -m pytest tests/integration

@@ -41,7 +41,7 @@ from engine.duplicates import KeyWindow
 from engine.events import RowsDiffer
 from engine.hdfs import HdfsUnavailable
 from engine.horizon import choose_horizon
-from engine.log import MASTER, RAW_ARROW, LogReader, Partition, Place, Position, Range, offset_in
+from engine.log import MASTER, RAW_ARROW, LogReader, MasterWentBack, Partition, Place, Position, Range, offset_in
 from engine.measures import stored_schema
 from engine.mirror import Mirror
 from engine.observe import StartAgain
@@ -66,10 +66,17 @@ Rows = list[tuple[int, int, bytes | None]]  # offset, timestamp in ms, value
 AGAIN = (StartAgain, StartsAbove, TooSlow, NewChain, RowsDiffer, HdfsUnavailable, DataLoss, LostAnswer, OSError)
 MODULES = (build, chain, commit, compact, continuity, derived, epochs, events, log, mirror, snapshot, speed, versions)
 
+AGES = (
+    (commit, "WRITER_PATIENCE_SECONDS"),
+    (commit, "WRITER_AIM_SECONDS"),
+    (compact, "STAGING_SECONDS"),
+    (compact, "SETTLED_SECONDS"),
+)
+
 
 @contextmanager
-def patched(world: World) -> Iterator[None]:
-    """Let the product tell time by the world, and merge small runs."""
+def patched(world: World, hurry: int = 1) -> Iterator[None]:
+    """Let the product tell time by the world, and merge small runs; what fences writers by age does so many times sooner."""
     clock = SimpleNamespace(
         monotonic=world.monotonic, time_ns=world.time_ns, time=world.time, sleep=world.sleep, strftime=lambda *_: ""
     )
@@ -85,7 +92,9 @@ def patched(world: World) -> Iterator[None]:
         for name in ("time", "datetime")
         if hasattr(module, name)
     ]
+    ages = [(module, name, getattr(module, name)) for module, name in AGES]
     before += [
+        *ages,
         (os, "getpid", os.getpid),
         (compact, "MEMBERS", compact.MEMBERS),
         (derived, "tell_damaged", derived.tell_damaged),
@@ -95,6 +104,8 @@ def patched(world: World) -> Iterator[None]:
     try:
         for module, name, _ in before:
             setattr(module, name, {"time": clock, "datetime": Now, "_log": silent}.get(name))
+        for module, name, seconds in ages:
+            setattr(module, name, seconds / hurry)
         os.getpid = world.pid
         compact.MEMBERS = 3
         derived.tell_damaged = lambda path, reason: None
@@ -120,7 +131,9 @@ def decoded(value: bytes | None) -> dict[str, Any] | None:
 # ingest ---------------------------------------------------------------------------------------------------------------
 
 
-def ingest(world: World, latest: bool = False) -> Callable[[Process], None]:
+def ingest(
+    world: World, latest: bool = False, false_alarm: Callable[[Exception], None] = lambda error: None
+) -> Callable[[Process], None]:
     fs, kafka = Hdfs(world), Kafka(world)
 
     def write(ranges: Mapping[Place, Range], staging: str) -> int:
@@ -147,10 +160,13 @@ def ingest(world: World, latest: bool = False) -> Callable[[Process], None]:
                 mirror_.prove()
                 mirror_.commit(planned, write, process.name)
                 world.rest(10)
-        except LogReplaced:
+        except LogReplaced as error:
+            false_alarm(error)
             operator(world, lambda: Mirror(fs, kafka, DOMAIN).new_log(TOPIC))
         except DataExpired:
             operator(world, lambda: Mirror(fs, kafka, DOMAIN).accept_gaps())
+        except MasterWentBack:
+            operator(world, lambda: restore(world))
         except AGAIN:
             world.rest(2)
 
@@ -162,6 +178,40 @@ def operator(world: World, advice: Callable[[], object]) -> None:
     world.rest(60)
     with suppress(AGAIN):
         advice()
+
+
+def operator_at_work(world: World) -> Callable[[Process], None]:
+    """Does what is in `world.orders`, one after the other; what fails is not tried again."""
+    fs = Hdfs(world)
+
+    def work(process: Process) -> None:
+        while True:
+            if world.orders:
+                with suppress(VersionUnknown, *AGAIN):
+                    world.orders.pop(0)(fs)
+            world.rest(5)
+
+    return work
+
+
+def restore(world: World) -> None:
+    """Put raw segments back from a copy, where none, or half of one, is."""
+    for path, (data, _) in world.broken.items():
+        there = world.files.get(path)
+        if (there is None and path.rsplit("/", 1)[0] in world.folders) or (there and data.startswith(there[0])):
+            world.files[path] = data, world.now_ms
+    world.broken.clear()
+
+
+def choose(fs: Hdfs, back: int, follow: bool) -> None:
+    """Choose the newest version but `back`."""
+    if numbers := versions.numbers(fs, DOMAIN.name)[-1 - back :]:
+        versions.choose(fs, DOMAIN.name, numbers[0], follow)
+
+
+def promote_newest(fs: Hdfs) -> None:
+    if versions.choices(fs, DOMAIN.name):
+        choose(fs, 0, True)
 
 
 def raw_table(rows: Rows) -> pa.Table:
@@ -195,6 +245,8 @@ def stream(world: World) -> Callable[[Process], None]:
                 world.rest(4)
         except (LogReplaced, DataExpired):
             world.rest(100)
+        except MasterWentBack:
+            operator(world, lambda: restore(world))
         except AGAIN:
             world.rest(2)
 
@@ -262,7 +314,9 @@ def batch(world: World) -> Callable[[Process], None]:
                 one_run(world, fs, again=world.random.random() < 0.1)
                 world.rest(world.random.choice((15, 60, 1800) if world.faults.kill else (15,)))
         except VersionUnknown:
-            raise
+            operator(world, lambda: promote_newest(fs))
+        except MasterWentBack:
+            operator(world, lambda: restore(world))
         except AGAIN:
             world.rest(2)
 
@@ -296,8 +350,8 @@ def one_run(world: World, fs: Hdfs, again: bool = False) -> None:
         build.commit_version(fs, built, staging)
     build.prune(fs, DOMAIN, 2)
     compact.clean_staging(fs)
-    compact.compact(fs, MASTER, [TOPIC])
-    compact.compact(fs, events.typed_root(STREAM), [TOPIC])
+    compact.compact(fs, MASTER, [TOPIC], compact.SETTLED_SECONDS)
+    compact.compact(fs, events.typed_root(STREAM), [TOPIC], compact.SETTLED_SECONDS)
 
 
 def typing(fs: Hdfs) -> events.WriteTyped:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
+from engine import versions
 from engine.log import EVENTS, MASTER
 from engine.snapshot import Snapshot
 from tests.simulation import layers
@@ -26,6 +27,7 @@ from tests.simulation.world import Faults, Hdfs, Stuck, World, remove
 from tests.unit.memorykafka import KafkaPartition
 
 CHUNK = 60  # steps between two moves
+HURRY = 30  # in some schedules segments settle, and staging grows old, so many times faster
 QUIET_STEPS = 16_000
 QUIET_LOOK = 250
 SHOPS = "ab"
@@ -49,11 +51,19 @@ class Truth:
             topic_id, partitions = self.world.kafka.topics[TOPIC]
             self.partitions[topic_id] = partitions
 
+    def _whole(self) -> dict[str, tuple[bytes, int]]:
+        """The files as they are once raw segments that were cut are restored."""
+        broken = self.world.broken
+        return {
+            path: broken[path] if path in broken and broken[path][0].startswith(file[0]) else file
+            for path, file in self.world.files.items()
+        }
+
     def raw(self) -> dict[tuple[str, str], dict[int, tuple[int, str | None]]]:
         """(log, partition) → offset → (timestamp, value) of every raw row. Raises AssertionError where one is doubled."""
         found: dict[tuple[str, str], dict[int, tuple[int, str | None]]] = {}
         stored: dict[int, tuple[str, str, int]] = {}
-        for path, (data, _) in self.world.files.items():
+        for path, (data, _) in self._whole().items():
             if not path.startswith(f"{MASTER}/") or not path.endswith(".parquet"):
                 continue
             lg, p = (part.split("=", 1)[1] for part in path.split("/")[-3:-1])
@@ -70,7 +80,7 @@ class Truth:
         """Up to where the raw log of a partition covers offsets, with rows or without."""
         folder = f"{MASTER}/topic={TOPIC}/log={lg}/partition={p}/"
         head = 0
-        for path, (data, _) in self.world.files.items():
+        for path, (data, _) in self._whole().items():
             if path.startswith(folder) and path.endswith(".parquet"):
                 footer = self.world.parsed(data).metadata
                 told = (footer.metadata or {}).get(b"highwater.end")
@@ -82,7 +92,7 @@ class Truth:
         folder = f"{MASTER}/topic={TOPIC}/log={lg}/partition={p}/"
         footers = [
             self.world.parsed(d).metadata
-            for n, (d, _) in self.world.files.items()
+            for n, (d, _) in self._whole().items()
             if n.startswith(folder) and n.endswith(".parquet")
         ]
         return any(
@@ -137,6 +147,7 @@ class Schedule:
         own = drawn(self.random)
         self.moves = tuple(own if moves is None else moves)
         self.latest = self.random.random() < 0.15
+        self.hurry = self.random.choice((1, 1, HURRY))
         self.world = World(Random(seed), seed, None if only is None else frozenset(only))
         self.truth = Truth(self.world)
         self.world.kafka.create(TOPIC, 2)
@@ -148,14 +159,15 @@ class Schedule:
     def run(self) -> World:
         """Raises AssertionError where something does not hold."""
         world = self.world
-        with layers.patched(world):
+        with layers.patched(world, self.hurry):
             try:
                 self.append(0)
                 for number in (1, 2):
-                    self.start(f"ingest-{number}", layers.ingest(world, self.latest))
+                    self.start(f"ingest-{number}", layers.ingest(world, self.latest, self.false_alarm))
                     self.start(f"stream-{number}", layers.stream(world))
                     self.start(f"batch-{number}", layers.batch(world))
                 self.start("serving", self.serving.work)
+                self.start("operator", layers.operator_at_work(world))
                 world.faults = Faults(kill=0.002, pause=0.002, lost_answer=0.03, old_listing=0.1)
                 for step, move in self.moves:
                     world.run(step - world.steps)
@@ -165,6 +177,8 @@ class Schedule:
                     self.truth.note()
                 world.run(CHUNK)
                 world.faults = Faults()
+                layers.restore(world)
+                world.orders.append(layers.promote_newest)
                 for process in world.processes:
                     process.runnable_at = min(process.runnable_at, world.now)
                 self.come_to_rest()
@@ -175,6 +189,11 @@ class Schedule:
     def start(self, name: str, work: Callable[[layers.Process], None]) -> None:
         if name not in self.without:
             self.world.add(name, work)
+
+    def false_alarm(self, error: Exception) -> None:
+        """A log is said to be replaced only if Kafka ever lost something of it."""
+        lost = any(partition.lives for by in self.truth.partitions.values() for partition in by.values())
+        assert lost or len(self.truth.partitions) > 1, f"nothing was lost, and an operator is told: {error}"
 
     # what holds -----------------------------------------------------------------------------------------------------
 
@@ -318,6 +337,28 @@ class Schedule:
         else:
             self.world.files[path] = (data[: self.random.randrange(len(data) + 1)], at + 1)
 
+    def newest_version(self) -> None:
+        """Delete the newest version by hand."""
+        if numbers := versions.numbers(Hdfs(self.world), layers.DOMAIN.name):
+            remove(self.world, versions.folder(layers.DOMAIN.name, numbers[-1]))
+
+    def raw(self) -> None:
+        """Delete or cut a raw segment, which is put back once a layer names it, and at the end."""
+        segments = sorted(n for n in self.world.files if n.startswith(f"{MASTER}/") and n.endswith(".parquet"))
+        if segments:
+            path = self.random.choice(segments)
+            data, at = self.world.files[path]
+            self.world.broken.setdefault(path, (data, at))
+            if self.random.random() < 0.5:
+                remove(self.world, path)
+            else:
+                self.world.files[path] = (data[: len(data) // 2], at + 1)
+
+    def choose(self) -> None:
+        """An operator promotes a version, or goes back to one."""
+        follow, back = self.random.random() < 0.5, self.random.randrange(3)
+        self.world.orders.append(lambda fs: layers.choose(fs, back, follow))
+
 
 MOVES: dict[str, Callable[[Schedule], Any]] = {
     "append": lambda s: s.append(s.partition(), s.random.randrange(1, 12)),
@@ -331,6 +372,11 @@ MOVES: dict[str, Callable[[Schedule], Any]] = {
     "epoch": lambda s: s.damage("/data/speed_views/sim/"),
     "chain": lambda s: s.damage("/data/speed_views/sim/", whole=True),
     "version": lambda s: s.damage("/data/batch_views/_versions/", whole=True),
+    "newest version": Schedule.newest_version,
+    "choose": Schedule.choose,
+    "choice": lambda s: s.damage(versions.SERVED),
+    "taken": lambda s: s.damage("/data/batch_views/_taken/"),
+    "raw": Schedule.raw,
     "manifest": lambda s: s.damage("/data/batch_views/_versions/"),
     "typed": lambda s: remove(s.world, EVENTS),
     "retype": lambda s: layers.events.forget_typed(Hdfs(s.world), layers.DOMAIN),

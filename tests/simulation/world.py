@@ -85,6 +85,9 @@ class World:
     kafka: MemoryKafka = field(default_factory=MemoryKafka)
     processes: list[Process] = field(default_factory=list)
     trace: list[str] = field(default_factory=list)
+    # What an operator is asked to do, and raw segments that were damaged, of which there are copies.
+    orders: list[Callable[[Hdfs], object]] = field(default_factory=list)
+    broken: dict[str, tuple[bytes, int]] = field(default_factory=dict)
     _parsed: dict[bytes, Any] = field(default_factory=dict)
     _running: Process | None = None
 
