@@ -5,15 +5,17 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from os import cpu_count
+from typing import Any
 
 from tests.simulation import shrink
 from tests.simulation.schedule import MOVES
 from tests.simulation.shrink import Case, outcome, shrunk, told
 
 BLOCK = 50
+SEARCHED = 300
 
 
 def main() -> int:
@@ -30,7 +32,10 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=0, help="run so many seeds")
     parser.add_argument("--first", type=int, default=0, help="the first of them")
     parser.add_argument("--jobs", type=int, default=cpu_count() or 1)
+    parser.add_argument("--mutants", action="store_true", help="look for a seed that finds each mutant, among --count")
     args = parser.parse_args()
+    if args.mutants:
+        return mutants_found(args.count or SEARCHED, args.jobs)
     if args.count:
         return searched(range(args.first, args.first + args.count), args.jobs)
     if args.seed is None:
@@ -65,6 +70,33 @@ def searched(seeds: range, jobs: int) -> int:
 def failing(seeds: Iterable[int]) -> list[Case]:
     """Return the shrunk cases of those seeds that fail."""
     return [shrunk(case) for case in map(Case.of, seeds) if outcome(case).error]
+
+
+def mutants_found(count: int, jobs: int) -> int:
+    """Print the first seed that finds each mutant, and how; return 1 if one was found by none."""
+    from tests.simulation.mutants import FOUND_BY
+
+    missed = 0
+    with ProcessPoolExecutor(jobs) as pool:
+        found = pool.map(_found_by, FOUND_BY, [count] * len(FOUND_BY))
+        for (mutant, (row, _)), (seed, error) in zip(FOUND_BY.items(), found, strict=True):
+            missed += seed is None
+            print(
+                f"row {row:2}  seed {'none' if seed is None else seed:>5}  {mutant.__name__}: {error[:100]}", flush=True
+            )
+    return int(missed > 0)
+
+
+def _found_by(mutant: Callable[[Any], None], count: int) -> tuple[int | None, str]:
+    from pytest import MonkeyPatch
+
+    for case in map(Case.of, range(count)):
+        with MonkeyPatch.context() as patch:
+            mutant(patch)
+            error = outcome(case).error
+        if error:
+            return case.seed, error
+    return None, ""
 
 
 def _moves(text: str) -> Iterator[tuple[int, str]]:

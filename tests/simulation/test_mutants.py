@@ -13,5 +13,5 @@ NEXT = 60
 @pytest.mark.parametrize("mutant", FOUND_BY, ids=lambda mutant: mutant.__name__)
 def test_a_fault_of_old_is_found(mutant: Patch, monkeypatch: pytest.MonkeyPatch) -> None:
     mutant(monkeypatch)
-    first = FOUND_BY[mutant]
+    _, first = FOUND_BY[mutant]
     assert any(outcome(Case.of(seed)).error for seed in range(first, first + NEXT))
