@@ -149,9 +149,13 @@ def test_a_partition_whose_end_kafka_lost_goes_on_where_it_was_cut(drill: Pipeli
     untouched = said.count("it goes on at its head") + said.count("nothing is stored")
     assert untouched == TICKS.partitions - 1, said
     produce(drill, 300, 10)
-    drill.wait("all is covered again, without hands", lambda: everything_covered(drill))
-    drill.run("batch_layer.py")
-    drill.wait("and balanced", lambda: drill.ledger()["balanced"] and everything_covered(drill))
+
+    def folded() -> bool:
+        # A chain speaks of the logs it began with; what the closed one holds comes with the next version.
+        drill.run("batch_layer.py")
+        return everything_covered(drill) and drill.ledger()["balanced"]
+
+    drill.wait("all is covered again, and balanced", folded)
     partitions = drill.ledger()["partitions"]
     assert sum(row["raw"] for row in partitions) < before + 300 * 1.2, "nothing was mirrored twice"
     assert 0 < sum(row["only_hdfs"] for row in partitions) <= lost
