@@ -33,6 +33,7 @@ from engine.events import Ranges, RowsDiffer, read_typed, torn, typed_root
 from engine.hdfs import Hdfs, HdfsUnavailable
 from engine.log import (
     STAGING,
+    DamagedSegment,
     FileSystem,
     LogReader,
     MasterWentBack,
@@ -141,9 +142,12 @@ def typed_log(fs: FileSystem, domain: Domain) -> Partitions:
     """Return the typed partitions of every topic of a domain; those without a row yet stand at their origin.
 
     Raises:
-        RowsDiffer: one of them does not begin where the raw log does, or has a hole.
+        RowsDiffer: one of them does not begin where the raw log does, has a hole, or is damaged.
     """
-    typed = {s.topic: LogReader(fs, typed_root(s)).partitions([s.topic])[s.topic] for s in domain.streams}
+    try:
+        typed = {s.topic: LogReader(fs, typed_root(s)).partitions([s.topic])[s.topic] for s in domain.streams}
+    except DamagedSegment as damage:
+        raise RowsDiffer(f"the typed log of {domain.name} has to be made again: {damage}") from damage
     raw = LogReader(fs).sound(domain.topics)
     for topic in domain.topics:
         if reason := torn(topic, raw[topic], typed[topic]):

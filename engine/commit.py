@@ -115,10 +115,10 @@ def commit(
         attempt += 1
         heads = read_heads()
         asked = clock()
-        todo = _left(ranges, heads)
-        if not todo:
+        left = _left(ranges, heads)
+        if not left:
             return published
-        todo = _at_most(todo, limit)
+        todo = _at_most(left, limit)
         staging = f"{STAGING}/{name}-{os.getpid()}-{time.time_ns()}-{attempt}"
         try:
             pieces = sorted(stage(todo, staging), key=lambda piece: (piece.place, piece.first))
@@ -128,6 +128,8 @@ def commit(
         finally:
             fs.delete(staging, recursive=True)
         published += done
+        if todo == left and len(done) == len(pieces):
+            return published
         lost = lost + 1 if refused else 0
         if lost == COMMIT_ATTEMPTS:
             raise RuntimeError(

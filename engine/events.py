@@ -15,7 +15,7 @@ from engine import log
 from engine.commit import Piece, StartsAbove, commit, commit_empty, gap_segment, staged_pieces
 from engine.decode import decode_stream, decoded_columns
 from engine.domain import Domain, Stream
-from engine.log import EVENTS, MASTER, FileSystem, LogReader, MasterWentBack, Partition, Place, Range
+from engine.log import EVENTS, MASTER, DamagedSegment, FileSystem, LogReader, MasterWentBack, Partition, Place, Range
 from engine.quality import judged, with_duplicates
 from engine.session import RAW_SCHEMA
 
@@ -64,7 +64,12 @@ def extend_typed(fs: FileSystem, stream: Stream, write: WriteTyped) -> int:
     goal: dict[tuple[str, str], int] | None = None
     while True:
         # Typed rows come from raw ones, so the raw log is listed last: both may grow meanwhile.
-        typed = typed_reader.partitions([stream.topic])[stream.topic]
+        try:
+            typed = typed_reader.partitions([stream.topic])[stream.topic]
+        except DamagedSegment as damage:
+            _log.error("typed log taken away", topic=stream.topic, reason=str(damage))
+            forget_topic(fs, stream)
+            continue
         raw = raw_reader.sound([stream.topic])[stream.topic]
         goal = goal or {(log_id, p): partition.head for log_id, by in raw.items() for p, partition in by.items()}
         if reason := torn(stream.topic, raw, typed):

@@ -29,6 +29,7 @@ from engine.domain import Domain, Report, Stream, View
 from engine.hdfs import HdfsUnavailable
 from engine.log import EVENTS, LogReader, Partition, Segment, position, to_json
 from engine.measures import arrow_type
+from engine.notation import writable
 from engine.versions import Manifest
 
 KINDS = ("view", "report", "events", "quarantine")
@@ -241,7 +242,7 @@ def _of_topic(fs: Any, domain: Domain, stream: Stream, kind: str, span: Span) ->
     def wanted(table: pa.Table, log: str, partition: str) -> pa.Table:
         here = dict(zip(place, (stream.topic, log, partition), strict=True))
         if kind == "quarantine":
-            bad = table.filter(pc.is_valid(table["problem"])).to_pylist()
+            bad = writable(table.filter(pc.is_valid(table["problem"]))).to_pylist()
             return pa.Table.from_pylist([tail.quarantine_row(domain.name, {**here, **row}) for row in bad], schema)
         good = table.filter(pc.is_null(table["problem"])).select(columns)
         for name, text in reversed(here.items()):

@@ -69,6 +69,10 @@ class MasterWentBack(RuntimeError):
     """The log does not reach from its origin to a position that was already reached: a segment was removed by hand."""
 
 
+class DamagedSegment(MasterWentBack):
+    """A segment is no Parquet file any more; a raw one has to be restored, a typed one is made again."""
+
+
 class FileSystem(Protocol):
     """What the commit protocol asks of a file system; `engine.hdfs.Hdfs` is one."""
 
@@ -319,7 +323,7 @@ class LogReader:
         return self._origins[key]
 
     def footer(self, segment: Segment) -> Footer:
-        """Return the footer of a segment. Raises MasterWentBack naming a file that is no Parquet file any more."""
+        """Return the footer of a segment. Raises as `read_footer`."""
         key = (segment.path, segment.length, segment.modified_ms)
         if key not in self._footers:
             self._footers[key] = read_footer(self.fs, segment.path)
@@ -327,13 +331,13 @@ class LogReader:
 
 
 def read_footer(fs: FileSystem, path: str) -> Footer:
-    """Read the footer of a segment. Raises FileNotFoundError, or MasterWentBack where it is damaged."""
+    """Read the footer of a segment. Raises FileNotFoundError, or DamagedSegment."""
     try:
         metadata = fs.open_parquet(path).metadata
     except pa.ArrowInvalid as error:
-        raise MasterWentBack(
-            f"MASTER_WENT_BACK {path} is damaged ({str(error).splitlines()[0][:200]}); restore it from a copy, or delete it: "
-            f"the last segment of a partition is read from Kafka again, a typed one is made again"
+        raise DamagedSegment(
+            f"MASTER_WENT_BACK {path} is damaged ({str(error).splitlines()[0][:200]}); restore it from a copy, or, if it is the last "
+            f"segment of its partition and Kafka still has its offsets, delete it: they are read again"
         ) from error
     told = metadata.metadata or {}
     end = int(told[RANGE_END]) if RANGE_END in told else None

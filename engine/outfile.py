@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from engine.notation import cell, encode
+from engine.notation import cell, encode, writable
 
 FORMATS = ("csv", "json", "jsonl", "parquet")
 STDOUT = "-"
@@ -175,7 +175,7 @@ class _Csv:
         self._put([schema.names])
 
     def write(self, table: pa.Table) -> None:
-        columns = [column.to_pylist() for column in table.columns]
+        columns = [column.to_pylist() for column in writable(table).columns]
         self._put([cell(value) for value in row] for row in zip(*columns, strict=True))
 
     def close(self) -> None:
@@ -197,7 +197,7 @@ class _Json:
         self._begun = False
 
     def write(self, table: pa.Table) -> None:
-        self._sink.write(self._before + self._between.join(map(encode, table.to_pylist())))
+        self._sink.write(self._before + self._between.join(map(encode, writable(table).to_pylist())))
         self._before, self._begun = self._between, True
 
     def close(self) -> None:

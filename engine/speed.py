@@ -25,7 +25,18 @@ from engine.duplicates import KeyWindow
 from engine.events import typed_root
 from engine.horizon import overlay
 from engine.kafka import KafkaLogs, TopicState
-from engine.log import FileSystem, LogReader, Partitions, Place, Position, Range, each, offset_in, present_log
+from engine.log import (
+    DamagedSegment,
+    FileSystem,
+    LogReader,
+    Partitions,
+    Place,
+    Position,
+    Range,
+    each,
+    offset_in,
+    present_log,
+)
 from engine.mirror import by_topic, present_logs
 from engine.observe import StartAgain
 from engine.versions import Manifest
@@ -347,7 +358,10 @@ class SpeedLog:
         self.keys = KeyWindow({stream.topic: stream.duplicate_window for stream in self.domain.streams})
         begin = self.epochs[0].start if self.epochs else self.chain.start
         for stream in self.domain.streams:
-            typed = LogReader(self.fs, typed_root(stream)).partitions([stream.topic])[stream.topic]
+            try:
+                typed = LogReader(self.fs, typed_root(stream)).partitions([stream.topic])[stream.topic]
+            except DamagedSegment as damage:
+                raise StartAgain(f"typed events have to be made again, run batch_layer.py: {damage}") from damage
             for lg, by in begin.get(stream.topic, {}).items():
                 for p, offset in by.items():
                     self._remember_typed(stream.topic, lg, p, offset, stream.duplicate_window, typed.get(lg, {}).get(p))

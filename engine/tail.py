@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from engine.log import FileSystem, Partition, Position, Segment
+from engine.notation import writable
 from engine.query import jsonable
 
 # Rows of segments that one request looks at before it hands back a cursor instead of looking further.
@@ -113,7 +114,7 @@ class Tail:
             lowest = table["offset"][0].as_py() if table.num_rows else top
             mask = pc.less(table["offset"], top)
             wanted = self.keep(table)
-            table = table.filter(mask if wanted is None else pc.and_(mask, wanted))
+            table = writable(table.filter(mask if wanted is None else pc.and_(mask, wanted)))
             step = rows_within(HAND_BYTES, table, 1000)
             for end in range(table.num_rows, 0, -step):
                 for row in reversed(table.slice(max(0, end - step), min(step, end)).to_pylist()):

@@ -181,3 +181,20 @@ def test_a_typed_log_that_is_being_made_again_is_no_master_that_went_back(tmp_pa
     write(fs, events.typed_root(STREAM), 100, 150)
     with pytest.raises(events.RowsDiffer, match="is being made again: log log1 partition 0 begins at 100"):
         build.typed_log(fs, domain)
+
+
+def test_a_damaged_typed_segment_is_made_again_and_a_damaged_raw_one_is_named(tmp_path: Path) -> None:
+    fs = LocalFs(tmp_path)
+    domain = Domain("d", (STREAM,), (View("v", (STREAM,), ("one_id",), {"events": count()}),), ())
+    write(fs, MASTER, 0, 100)
+    events.extend_typed(fs, STREAM, writer(fs, []))
+    for data in (b"", b"PAR1 no more"):
+        fs._at(segment_path(events.typed_root(STREAM), STREAM.topic, "log1", "0", 0)).write_bytes(data)
+        with pytest.raises(events.RowsDiffer, match="has to be made again"):
+            build.typed_log(fs, domain)
+        assert events.extend_typed(fs, STREAM, writer(fs, [])) == 100
+        assert (typed_part(fs).origin, typed_part(fs).head) == (0, 100)
+    last = segment_path(MASTER, STREAM.topic, "log1", "0", 0)
+    fs._at(last).write_bytes(b"PAR1 no more")
+    with pytest.raises(MasterWentBack, match=r"log1/partition=0/0{20}\.parquet is damaged .*; restore it from a copy"):
+        events.extend_typed(fs, STREAM, writer(fs, []))

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from engine.domain import GRAINS, View
 from engine.measures import window_of
+from engine.notation import writable
 from engine.parameters import EVERY, BadQuery, view_query
 from engine.query import fetch_rows, fetch_table, merge_tables, open_database
 from tests.unit.serving_data import MINUTES, SHOPS, TAGS, cut, events, partials
@@ -229,3 +230,15 @@ def test_arrow_and_rows_say_the_same() -> None:
 def test_the_database_reaches_nothing_outside(sql: str) -> None:
     with DATABASE.cursor() as cursor, pytest.raises(Exception, match=r"(disabled|locked|Permission)"):
         cursor.execute(sql)
+
+
+def test_a_time_that_nobody_can_write_down_is_null() -> None:
+    """A client that sends microseconds, or none, where Kafka wants milliseconds."""
+    micros = [-1000, 0, 1_700_000_000_000_000_000, 253_402_300_799_999_999, None]
+    for zone in (None, "UTC"):
+        table = pa.table(
+            {"kafka_time": pa.array(micros, pa.int64()).cast(pa.timestamp("us", zone)), "n": [1, 2, 3, 4, 5]}
+        )
+        shown = writable(table)
+        assert [moment and moment.year for moment in shown["kafka_time"].to_pylist()] == [1969, 1970, None, 9999, None]
+        assert shown["n"].to_pylist() == [1, 2, 3, 4, 5] and shown.schema == table.schema
