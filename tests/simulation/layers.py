@@ -176,7 +176,7 @@ def ingest(
 def operator(world: World, advice: Callable[[], object]) -> None:
     """Somebody does what the fault's message says, after a while."""
     world.rest(60)
-    with suppress(AGAIN):
+    with suppress(VersionUnknown, *AGAIN):
         advice()
 
 
@@ -195,10 +195,11 @@ def operator_at_work(world: World) -> Callable[[Process], None]:
 
 
 def restore(world: World) -> None:
-    """Put raw segments back from a copy, where none, or half of one, is."""
+    """Put raw segments back from a copy, where nothing else holds their rows by now."""
     for path, (data, _) in world.broken.items():
-        there = world.files.get(path)
-        if (there is None and path.rsplit("/", 1)[0] in world.folders) or (there and data.startswith(there[0])):
+        there = world.files.get(path, (b"", 0))[0]
+        cut = data.startswith(there)
+        if cut or world.parsed(there).metadata.num_rows < world.parsed(data).metadata.num_rows:
             world.files[path] = data, world.now_ms
     world.broken.clear()
 
@@ -210,8 +211,12 @@ def choose(fs: Hdfs, back: int, follow: bool) -> None:
 
 
 def promote_newest(fs: Hdfs) -> None:
-    if versions.choices(fs, DOMAIN.name):
-        choose(fs, 0, True)
+    """Follow the newest version again; where none is left, take the choices away, since there is nothing to promote."""
+    if versions.numbers(fs, DOMAIN.name):
+        if versions.choices(fs, DOMAIN.name):
+            choose(fs, 0, True)
+    else:
+        fs.delete(f"{versions.SERVED}/{DOMAIN.name}", recursive=True)
 
 
 def raw_table(rows: Rows) -> pa.Table:
@@ -245,6 +250,8 @@ def stream(world: World) -> Callable[[Process], None]:
                 world.rest(4)
         except (LogReplaced, DataExpired):
             world.rest(100)
+        except VersionUnknown:
+            operator(world, lambda: promote_newest(fs))
         except MasterWentBack:
             operator(world, lambda: restore(world))
         except AGAIN:
@@ -439,7 +446,7 @@ class Serving:
                 if found is not None and found is not self.snapshot:
                     self.judge(found)
                 self.snapshot = found
-            except (OSError, HdfsUnavailable):
+            except (OSError, HdfsUnavailable, MasterWentBack):
                 pass
             self.world.rest(3)
 
