@@ -195,13 +195,22 @@ def operator_at_work(world: World) -> Callable[[Process], None]:
 
 
 def restore(world: World) -> None:
-    """Put raw segments back from a copy, where nothing else holds their rows by now."""
+    """Put raw segments back from a copy, except where ingest has read their offsets again meanwhile."""
     for path, (data, _) in world.broken.items():
-        there = world.files.get(path, (b"", 0))[0]
-        cut = data.startswith(there)
-        if cut or world.parsed(there).metadata.num_rows < world.parsed(data).metadata.num_rows:
+        if not _read_again(world, path):
             world.files[path] = data, world.now_ms
     world.broken.clear()
+
+
+def _read_again(world: World, path: str) -> bool:
+    folder, _, name = path.rpartition("/")
+    for other, (there, _) in world.files.items():
+        is_left = other in world.broken and world.broken[other][0].startswith(there)
+        if other.startswith(f"{folder}/0") and not is_left:
+            base = int(other.rpartition("/")[2][:20])
+            if base <= int(name[:20]) < base + world.parsed(there).metadata.num_rows:
+                return True
+    return False
 
 
 def choose(fs: Hdfs, back: int, follow: bool) -> None:
@@ -399,7 +408,10 @@ TYPED = pa.schema(
 def rows_of(fs: Hdfs, partition: Partition, start: int, end: int, columns: list[str]) -> list[dict[str, Any]]:
     found = []
     for segment in partition.segments_between(max(start, partition.origin), end):
-        file = fs.open_parquet(segment.path)
+        try:
+            file = fs.open_parquet(segment.path)
+        except pa.ArrowInvalid as error:
+            raise StartAgain(f"{segment.path}: {error}") from error
         if file.metadata.num_rows:
             found += [r for r in file.read(columns=columns).to_pylist() if start <= r["offset"] < end]
     return found

@@ -345,10 +345,11 @@ class Schedule:
     def raw(self) -> None:
         """Delete or cut a raw segment, which is put back once a layer names it, and at the end."""
         segments = sorted(n for n in self.world.files if n.startswith(f"{MASTER}/") and n.endswith(".parquet"))
+        segments = [path for path in segments if path not in self.world.broken]
         if segments:
             path = self.random.choice(segments)
             data, at = self.world.files[path]
-            self.world.broken.setdefault(path, (data, at))
+            self.world.broken[path] = data, at
             if self.random.random() < 0.5:
                 remove(self.world, path)
             else:
