@@ -146,6 +146,8 @@ class SpeedLog:
                 whole = whole and not chain_of.closed(fs, domain.name, known.number)
                 present = all(chain_of.speaks_of(known, topic, lg) for topic, lg in logs.items())
                 same = whole and present and known.definition_hash == domain.definition_hash
+                # Serving never moves to an older chain: where a newer one counted what is lost, a new one has to say so.
+                same = same and all(through < known.number for through, _ in lost)
                 fallen = _lost(known, found, logs, raw, start, kafka, state)
                 if same and not fallen and chain_of.fits(known, found, newest.horizon, newest.version) is not None:
                     return cls(fs, domain, kafka, state, logs, known, found)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -433,6 +435,22 @@ def test_a_tail_that_only_the_stream_had_counted_begins_a_new_chain(world: World
         again = world.stream()
         assert again.chain.number == 2 and again.chain.lost == [[1, {TOPIC: {"id1": {"0": 0}}}]]
     assert [chain.number for chain in chains(world.fs, SHOP.name)] == [1, 2]
+
+
+def test_an_older_chain_does_not_stand_in_for_one_that_counted_what_is_lost(world: World) -> None:
+    """Two streams began a chain each; serving goes by the newer one, and would wait for ever."""
+    filled(world, 10)
+    world.stream()
+    begun = chains(world.fs, SHOP.name)[0]
+    newer = dataclasses.replace(begun, number=2)
+    world.fs.create(f"{newer.folder}/chain.json", json.dumps(vars(newer)).encode())
+    stream = world.stream()
+    assert stream.chain.number == 2
+    world.kafka.append(TOPIC, 0, 20)
+    epoch_of(world, stream)
+    world.kafka.cut(TOPIC, 0, 15)
+    again = world.stream().chain
+    assert (again.number, again.lost) == (3, [[2, {TOPIC: {"id1": {"0": 0}}}]])
 
 
 def test_a_topic_made_anew_while_the_stream_is_ahead_says_what_was_lost(world: World) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from engine import chain as chains
 from engine import versions
-from engine.log import Partition, covers
+from engine.log import MASTER, Partition, covers, segment_path
 from engine.parameters import view_query
 from engine.query import fetch_rows, open_database
 from engine.snapshot import Loader, Snapshot
@@ -329,34 +329,48 @@ def test_a_log_that_began_anew_under_its_id_is_neither_fresh_nor_complete(world:
     }
 
 
-def test_a_topic_made_anew_while_the_stream_was_ahead_is_followed(world: World) -> None:
-    """Epochs had counted rows of the old log that never reached the master dataset; the new chain says so."""
+def mirrored(world: World, end: dict[str, int]) -> None:
+    """Raw segments of the old log up to here."""
+    for p, head in end.items():
+        origin = ORIGINS[SALES.topic][LOG][p]
+        rows = pa.table({"offset": pa.array(range(origin, head), pa.int64())})
+        world.fs.create(segment_path(MASTER, SALES.topic, LOG, p, origin), parquet(rows))
+
+
+def begun(world: World, number: int, lost: list[Any]) -> None:
+    """A chain of the log that follows the old one."""
+    fresh = {SALES.topic: {"logB": {"0": 0}}}
+    chain = dataclasses.replace(world.chain, number=number, version=1, start=fresh, origins=fresh, lost=lost)
+    world.fs.create(f"{chain.folder}/chain.json", json.dumps(vars(chain)).encode())
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_topic_made_anew_while_the_stream_was_ahead_is_followed(world: World, told: bool) -> None:
+    """Epochs had counted rows of the old log that never reached the master dataset; the new chain says so, or the segments do."""
     world.epochs(0, 30)
-    before = world.poll()
+    assert world.poll().last == 29
     world.version(1, 20)
     ended = world.end(20)[SALES.topic][LOG]
-    fresh = {SALES.topic: {"logB": {"0": 0}}}
-    chain = dataclasses.replace(world.chain, number=2, version=1, start=fresh, origins=fresh)
-    world.fs.create(f"{chain.folder}/chain.json", json.dumps(vars(chain)).encode())
-    assert world.poll().coverage == before.coverage, "without that it would never move on"
-    world.fs.delete(chain.folder, recursive=True)
-    chain = dataclasses.replace(chain, number=3, lost=[[1, {SALES.topic: {LOG: ended}}]])
-    world.fs.create(f"{chain.folder}/chain.json", json.dumps(vars(chain)).encode())
+    mirrored(world, ended)
+    begun(world, 2, [[1, {SALES.topic: {LOG: ended}}]] if told else [])
     after = world.poll()
     assert after.coverage == {SALES.topic: {LOG: ended, "logB": {"0": 0}}}
     assert sales(after) == good_below(world, after.coverage)
-    cold = Loader(world.fs, SHOP, open_database(), clock=lambda: world.now).poll()
-    assert cold is not None and cold.coverage == after.coverage, "the old chain reaches further, with rows of no log"
+    if told:
+        cold = Loader(world.fs, SHOP, open_database(), clock=lambda: world.now).poll()
+        assert cold is not None and cold.coverage == after.coverage, (
+            "the old chain reaches further, with rows of no log"
+        )
 
 
-def test_coverage_falls_no_further_than_what_was_lost(world: World) -> None:
+@pytest.mark.parametrize("told", [True, False])
+def test_coverage_falls_no_further_than_what_was_lost(world: World, told: bool) -> None:
     world.epochs(0, 30)
     before = world.poll()
     world.version(1, 20)
-    fresh = {SALES.topic: {"logB": {"0": 0}}}
-    lost = [[1, {SALES.topic: {LOG: world.end(25)[SALES.topic][LOG]}}]]
-    chain = dataclasses.replace(world.chain, number=2, version=1, start=fresh, origins=fresh, lost=lost)
-    world.fs.create(f"{chain.folder}/chain.json", json.dumps(vars(chain)).encode())
+    head = world.end(25)[SALES.topic][LOG]
+    mirrored(world, head)
+    begun(world, 2, [[1, {SALES.topic: {LOG: head}}]] if told else [])
     assert world.poll().coverage == before.coverage, "the batch layer has not folded the rest of the old log yet"
 
 

@@ -13,10 +13,10 @@ import stream_layer
 from engine import chain as chains
 from engine import domain as declarations
 from engine import observe, speed, versions
-from engine.log import OffsetGap
+from engine.commit import OffsetGap
+from engine.kafka import PartitionState, Record, TopicState
 from engine.observe import StartAgain
 from engine.query import open_database
-from engine.settings import load
 from engine.snapshot import Loader
 from engine.speed import NewChain, SpeedLog
 from tests.unit.localfs import LocalFs
@@ -35,11 +35,31 @@ from tests.unit.serving_data import (
 from tests.unit.serving_data import write_version as version_of
 
 
+class Kafka:
+    """A Kafka that has what is stored, and whose records nobody compares."""
+
+    def __init__(self, rows: pa.Table) -> None:
+        ends = end_of(rows, ORIGINS)[SALES.topic][LOG]
+        self.topic = TopicState(
+            LOG, {int(p): PartitionState(0, ORIGINS[SALES.topic][LOG][p], end) for p, end in ends.items()}
+        )
+
+    def state(self, topics: Any) -> dict[str, TopicState]:
+        return {SALES.topic: self.topic}
+
+    def generations(self, topics: Any) -> dict[str, Any]:
+        return {SALES.topic: self.topic.generation}
+
+    def records_at(self, wanted: Any) -> dict[tuple[str, int], Record]:
+        return {}
+
+
 class World:
     def __init__(self, folder: Path) -> None:
         self.fs, self.rows = LocalFs(folder), events(Random(1), 200)
         self.pieces = [piece for piece in cut(Random(1), self.rows, 10) if piece.num_rows]
         write_logs(self.fs, self.rows)
+        self.kafka = Kafka(self.rows)
         self.chain = write_chain(self.fs, SHOP, 1, 0, ORIGINS)
         write_epochs(self.fs, SHOP, self.chain, self.pieces[:6])
 
@@ -47,18 +67,13 @@ class World:
         return end_of(pa.concat_tables(self.pieces[:pieces]), ORIGINS)
 
     def open(self) -> SpeedLog:
-        return SpeedLog.open(self.fs, SHOP, load(env_file=None))  # type: ignore[arg-type]
+        return SpeedLog.open(self.fs, SHOP, self.kafka)
 
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     made = World(tmp_path)
-    ends = end_of(made.rows, ORIGINS)[SALES.topic][LOG]
-    ranges = {SALES.topic: {int(p): (ORIGINS[SALES.topic][LOG][p], end) for p, end in ends.items()}}
-    for name in ("admin", "consumer", "ensure_topics"):
-        monkeypatch.setattr(speed.kafka, name, lambda *_: None)
-    monkeypatch.setattr(speed.kafka, "topic_ids", lambda *_: {SALES.topic: LOG})
-    monkeypatch.setattr(speed.kafka, "log_ranges", lambda *_: ranges)
+    monkeypatch.setattr(speed, "verdicts", lambda *_: {})
     monkeypatch.setattr(SpeedLog, "_remember_typed", lambda *_: None)  # the rows of these tests have no unique keys
     return made
 
@@ -114,7 +129,7 @@ def test_an_epoch_that_is_pruned_between_listing_and_reading_is_no_end_of_the_pr
     read, doomed = world.fs.open_parquet, [0, 1]
 
     def pruned(path: str) -> Any:
-        if doomed:
+        if doomed and path.startswith(chains.SPEED):
             world.fs.delete(chains.epoch_path("shop", 1, doomed.pop(0)))
         return read(path)
 
@@ -124,7 +139,9 @@ def test_an_epoch_that_is_pruned_between_listing_and_reading_is_no_end_of_the_pr
     assert (opened.chain, [epoch.number for epoch in opened.epochs]) == (world.chain, [2, 3, 4, 5])
 
     def always(path: str) -> Any:
-        raise FileNotFoundError(path)
+        if path.startswith(chains.SPEED):
+            raise FileNotFoundError(path)
+        return read(path)
 
     monkeypatch.setattr(world.fs, "open_parquet", always)
     with pytest.raises(StartAgain, match="files went away"):
@@ -156,7 +173,7 @@ def test_a_version_of_older_code_is_not_continued_and_the_way_out_is_named(
     monkeypatch.setattr(declarations, "MEASURES_VERSION", declarations.MEASURES_VERSION + 1)
     followed = versions.definition_followed(world.fs, SHOP)
     with pytest.raises(StartAgain, match=r"code_changed domain shop: version 1 .* run batch_layer.py --domain shop"):
-        SpeedLog.open(world.fs, followed, load(env_file=None))  # type: ignore[arg-type]
+        SpeedLog.open(world.fs, followed, world.kafka)
 
 
 # Several domains in one process ----------------------------------------------------------------------------------------
@@ -185,6 +202,7 @@ def test_a_domain_with_a_fault_is_left_out_and_tried_again_while_the_others_go_o
             if at_start and domain.name in failing:
                 raise fault
             self.domain = domain
+            self.checkpoint = type("K", (), {"close": lambda self: None})()
             self.log = type("L", (), {"chain": type("C", (), {"number": 1})()})()
 
         def start(self) -> Query:
