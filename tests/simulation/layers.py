@@ -19,6 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+import batch_layer
 from engine import (
     build,
     chain,
@@ -40,13 +41,12 @@ from engine.domain import Domain, Stream, View, count, sum_of
 from engine.duplicates import KeyWindow
 from engine.events import RowsDiffer
 from engine.hdfs import HdfsUnavailable
-from engine.horizon import choose_horizon
-from engine.log import MASTER, RAW_ARROW, LogReader, MasterWentBack, Partition, Place, Position, Range, offset_in
+from engine.log import RAW_ARROW, LogReader, MasterWentBack, Partition, Partitions, Place, Position, Range
 from engine.measures import stored_schema
 from engine.mirror import Mirror
 from engine.observe import StartAgain
 from engine.query import open_database
-from engine.snapshot import Loader, Snapshot
+from engine.snapshot import Loader, Snapshot, summed
 from engine.speed import NewChain, NextEpoch, SpeedLog
 from engine.versions import Manifest, VersionUnknown
 from engine.watch import Watch
@@ -64,7 +64,22 @@ Rows = list[tuple[int, int, bytes | None]]  # offset, timestamp in ms, value
 
 # What a supervisor starts again after: asked for, or said by Spark, or by an HDFS that lost an answer.
 AGAIN = (StartAgain, StartsAbove, TooSlow, NewChain, RowsDiffer, HdfsUnavailable, DataLoss, LostAnswer, OSError)
-MODULES = (build, chain, commit, compact, continuity, derived, epochs, events, log, mirror, snapshot, speed, versions)
+MODULES = (
+    batch_layer,
+    build,
+    chain,
+    commit,
+    compact,
+    continuity,
+    derived,
+    epochs,
+    events,
+    log,
+    mirror,
+    snapshot,
+    speed,
+    versions,
+)
 
 AGES = (
     (commit, "WRITER_PATIENCE_SECONDS"),
@@ -100,12 +115,20 @@ def patched(world: World, hurry: int = 1) -> Iterator[None]:
         (derived, "tell_damaged", derived.tell_damaged),
     ]
     before += [(module, "_log", module._log) for module in (*MODULES,) if hasattr(module, "_log")]
+    without_spark = [
+        (batch_layer, "spark_writer", lambda fs, stream_, url: typing(fs)),
+        (batch_layer, "side_by_side", lambda *pieces: [piece() for piece in pieces]),
+        (build, "version", version),
+    ]
+    before += [(module, name, getattr(module, name)) for module, name, _ in without_spark]
     silent = SimpleNamespace(**dict.fromkeys(("info", "warning", "error", "debug"), lambda *_, **__: None))
     try:
         for module, name, _ in before:
             setattr(module, name, {"time": clock, "datetime": Now, "_log": silent}.get(name))
         for module, name, seconds in ages:
             setattr(module, name, seconds / hurry)
+        for module, name, value in without_spark:
+            setattr(module, name, value)
         os.getpid = world.pid
         compact.MEMBERS = 3
         derived.tell_damaged = lambda path, reason: None
@@ -308,8 +331,9 @@ def partials(epoch: NextEpoch, values: Mapping[tuple[Place, int], dict[str, Any]
     return folded([event for event in good if event is not None])
 
 
-def folded(good: Iterable[Mapping[str, Any]]) -> pa.Table:
-    shops: dict[str, list[int]] = {}
+def folded(good: Iterable[Mapping[str, Any]], stored: Iterable[Mapping[str, Any]] = ()) -> pa.Table:
+    """Fold events to the stored columns of the view, on top of stored rows."""
+    shops = {row["shop"]: [row["events"], int(row["amount"])] for row in stored}
     for event in good:
         total = shops.setdefault(event["shop"], [0, 0])
         total[0] += 1
@@ -340,34 +364,46 @@ def batch(world: World) -> Callable[[Process], None]:
 
 
 def one_run(world: World, fs: Hdfs, again: bool = False) -> None:
-    """One batch run; `again` parses the raw log anew."""
-    versions.set_aside(fs, DOMAIN.name)
-    _, parent, number = build.basis(fs, DOMAIN, candidate=False)
-    if again:
-        events.forget_typed(fs, DOMAIN)
-    events.extend_typed(fs, STREAM, typing(fs))
-    typed = build.typed_log(fs, DOMAIN)
-    if not parent.version and not build.any_rows(typed):
-        return
-    before = build.horizon_of(fs, parent, DOMAIN, typed)
-    newest, known = build.newest_chain(fs, DOMAIN)
-    horizon = choose_horizon(build.heads(typed), before, newest, known, world.utc())
-    if not (parent.version and horizon == parent.horizon):
-        rows, counts = below(fs, typed[TOPIC], horizon)
-        build._check_rows(DOMAIN, typed, horizon, counts)
-        staging = f"{log.STAGING}/version-{DOMAIN.name}-{number}-{world.time_ns()}"
-        table = folded(rows)
-        fs.create(f"{staging}/totals/part-0.parquet", parquet(table))
-        entry = {"hash": TOTALS.definition_hash, "rows": table.num_rows, "files": ["part-0.parquet"], "bytes": 1}
-        built = Manifest(
-            DOMAIN.name, number, parent.version, horizon, DOMAIN.definition_hash, DOMAIN.report_hash, {TOPIC: STREAM.schema_hash},
-            {"totals": entry}, {}, {TOPIC: counts[TOPIC]}, {}, len(rows), None, world.utc().isoformat(), parent.line, DOMAIN.to_json(),
-        )  # fmt: skip
-        build.commit_version(fs, built, staging)
-    build.prune(fs, DOMAIN, 2)
+    """One batch run as `batch_layer.py` makes it; `again` parses the raw log anew."""
+    chance = world.random.random()
+    args = SimpleNamespace(typed=again, full=again or chance < 0.15, candidate=not again and chance > 0.95)
+    shown = SimpleNamespace(**dict.fromkeys(("set_aside", "typed", "version", "compacted"), lambda *_: None))
+    settings = SimpleNamespace(hdfs_url="", keep_versions=2)
     compact.clean_staging(fs)
-    compact.compact(fs, MASTER, [TOPIC], compact.SETTLED_SECONDS)
-    compact.compact(fs, events.typed_root(STREAM), [TOPIC], compact.SETTLED_SECONDS)
+    batch_layer.run_listed_again(fs, fs, DOMAIN, settings, args, shown, again=False)
+
+
+def version(
+    spark: Hdfs, fs: Hdfs, domain: Domain, url: str, parent: Manifest, horizon: Position, log_: Partitions, full: bool,
+    number: int, candidate: bool = False,
+) -> Manifest | None:  # fmt: skip
+    """`build.version` without Spark: what is new is added to the parent's rows, unless all is folded anew."""
+    staging = f"{log.STAGING}/version-{domain.name}-{number}-{build.utc_now():%Y%m%dT%H%M%S%f}"
+    rows, counts = typed_rows(fs, log_[TOPIC], build._since(STREAM, parent, log_, horizon, full))
+    entry, earlier = parent.views.get(TOTALS.name), []
+    if build._continues(STREAM, parent, full):
+        counts = summed([parent.counts, counts])
+        if entry is not None:
+            folder = f"{versions.folder(domain.name, parent.version)}/{TOTALS.name}"
+            build._check_files(fs, folder, entry)
+            for file in entry["files"]:
+                try:
+                    earlier += fs.open_parquet(f"{folder}/{file}").read().to_pylist()
+                except (pa.ArrowException, OSError) as error:
+                    if isinstance(error, FileNotFoundError):
+                        raise
+                    raise build.VersionDamaged(f"{folder}: {error}") from error
+    table = folded(rows, earlier)
+    fs.create(f"{staging}/{TOTALS.name}/part-0.parquet", parquet(table))
+    build._check_rows(domain, log_, horizon, counts)
+    good = sum(n.get("good", 0) for by in counts.get(TOPIC, {}).values() for n in by.values())
+    view = {"hash": TOTALS.definition_hash, "rows": table.num_rows, "files": ["part-0.parquet"], "bytes": 1}
+    built = Manifest(
+        domain.name, number, parent.version, horizon, domain.definition_hash, domain.report_hash, {TOPIC: STREAM.schema_hash},
+        {TOTALS.name: view}, {}, counts, {}, good, None, build.utc_now().isoformat(), number if candidate else parent.line,
+        domain.to_json(),
+    )  # fmt: skip
+    return build.commit_version(fs, built, staging)
 
 
 def typing(fs: Hdfs) -> events.WriteTyped:
@@ -417,23 +453,21 @@ def rows_of(fs: Hdfs, partition: Partition, start: int, end: int, columns: list[
     return found
 
 
-def below(
-    fs: Hdfs, typed: Mapping[str, Mapping[str, Partition]], horizon: Position
+def typed_rows(
+    fs: Hdfs, typed: Mapping[str, Mapping[str, Partition]], ranges: events.Ranges
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Return the good typed rows below a horizon, and the counts by problem."""
+    """Return the good typed rows of ranges, and the counts by problem."""
     good: list[dict[str, Any]] = []
     counts: dict[str, Any] = {TOPIC: {}}
-    for lg, by in typed.items():
-        for p, partition in by.items():
-            end = offset_in(horizon, TOPIC, lg, p, partition.origin)
-            tally: dict[str, int] = {}
-            for row in rows_of(fs, partition, partition.origin, end, ["offset", "problem", "shop", "n"]):
-                name = row["problem"] or "good"
-                tally[name] = tally.get(name, 0) + 1
-                if name == "good":
-                    good.append(row)
-            if tally:
-                counts[TOPIC].setdefault(lg, {})[p] = tally
+    for (lg, p), (start, end) in ranges.items():
+        tally: dict[str, int] = {}
+        for row in rows_of(fs, typed[lg][p], start, end, ["offset", "problem", "shop", "n"]):
+            name = row["problem"] or "good"
+            tally[name] = tally.get(name, 0) + 1
+            if name == "good":
+                good.append(row)
+        if tally:
+            counts[TOPIC].setdefault(lg, {})[p] = tally
     return good, counts
 
 
