@@ -42,7 +42,7 @@ class Truth:
     world: World
     given: dict[int, int] = field(default_factory=dict)  # timestamp of a record → how often it was stored
     partitions: dict[str, dict[int, KafkaPartition]] = field(default_factory=dict)  # topic id → partitions
-    expired: set[int] = field(default_factory=set)
+    ever: set[int] = field(default_factory=set)  # timestamps of the records that were stored at any time
     _rows: dict[bytes, list[tuple[int, int, str | None]]] = field(default_factory=dict)
 
     def note(self) -> None:
@@ -74,6 +74,10 @@ class Truth:
                 )
                 before = found.setdefault((lg, p), {}).setdefault(offset, (stamp, value))
                 assert before == (stamp, value), f"two rows at {place}"
+        copies = {stamp for data, _ in self.world.broken.values() for _, stamp, _ in self._parsed(data)}
+        lost = self.ever - stored.keys() - copies
+        assert not lost, f"records {sorted(lost)[:5]} were stored and are gone"
+        self.ever |= stored.keys()
         return found
 
     def head(self, lg: str, p: str) -> int:
@@ -87,17 +91,21 @@ class Truth:
                 head = max(head, int(told) if told else int(path[len(folder) :][:20]) + footer.num_rows)
         return head
 
-    def has_gap(self, lg: str, p: str) -> bool:
-        """Whether a loss was accepted in a partition."""
+    def without_rows(self, lg: str, p: str) -> tuple[list[tuple[int, int]], int]:
+        """The accepted gaps of a partition, and how many offsets of it are holes, by the footers."""
         folder = f"{MASTER}/topic={TOPIC}/log={lg}/partition={p}/"
-        footers = [
-            self.world.parsed(d).metadata
-            for n, (d, _) in self._whole().items()
-            if n.startswith(folder) and n.endswith(".parquet")
-        ]
-        return any(
-            b"highwater.end" in (f.metadata or {}) and b"highwater.holes" not in (f.metadata or {}) for f in footers
-        )
+        gaps: set[tuple[int, int]] = set()
+        holes: set[int] = set()
+        for path, (data, _) in self._whole().items():
+            if path.startswith(folder) and path.endswith(".parquet"):
+                footer = self.world.parsed(data).metadata
+                told = footer.metadata or {}
+                if b"highwater.end" in told and b"highwater.holes" not in told:
+                    gaps.add((int(path[len(folder) :][:20]), int(told[b"highwater.end"])))
+                for part in told.get(b"highwater.missing", b"").decode().split():
+                    start, _, end = part.partition("-")
+                    holes |= set(range(int(start), int(end)))
+        return sorted(gaps), len(holes)
 
     def _parsed(self, data: bytes) -> list[tuple[int, int, str | None]]:
         if data not in self._rows:
@@ -117,8 +125,8 @@ class Truth:
         ]
 
 
-def totals(rows: dict[int, bytes | str | None]) -> tuple[int, int]:
-    """Number and sum of the good events among rows, duplicates as declared."""
+def totals(rows: dict[int, bytes | str | None], gaps: Sequence[tuple[int, int]] = ()) -> tuple[int, int]:
+    """Number and sum of the good events among rows, duplicates as declared; those in gaps are known, not counted."""
     newest: dict[str, int] = {}
     events = amount = 0
     for offset in sorted(rows):
@@ -128,7 +136,7 @@ def totals(rows: dict[int, bytes | str | None]) -> tuple[int, int]:
             continue
         before = newest.get(event["id"])
         newest[event["id"]] = offset
-        if before is None or offset - before > WINDOW:
+        if (before is None or offset - before > WINDOW) and not any(low <= offset < high for low, high in gaps):
             events, amount = events + 1, amount + event["n"]
     return events, amount
 
@@ -207,12 +215,19 @@ class Schedule:
                 stored = {o: value for o, (_, value) in raw.get((lg, p), {}).items()}
                 head = self.truth.head(lg, p)
                 begin = self.origin(lg, p)
+                gaps, _ = self.truth.without_rows(lg, p)
+                horizon = snapshot.manifest.horizon.get(TOPIC, {}).get(lg, {}).get(p, begin)
+                # Above the horizon epochs may have counted what became an accepted gap.
+                left_out = [[], gaps, [gap for gap in gaps if gap[0] < horizon]]
                 found = []
                 for life in self.truth.lives(lg.partition(".")[0], p):
                     for rows in ({**{o: v for o, v in life.items() if o >= head}, **stored}, {**stored, **life}):
-                        found.append(totals({o: v for o, v in rows.items() if begin <= o < end}))
-                if self.truth.has_gap(lg, p):
-                    return  # epochs may have counted what became an accepted gap, until a horizon has passed it
+                        below = {o: v for o, v in rows.items() if begin <= o < end}
+                        found += [totals(below, gaps) for gaps in left_out[: 3 if gaps else 1]]
+                        if gaps:
+                            found.append(
+                                totals({o: v for o, v in below.items() if not any(a <= o < b for a, b in gaps)})
+                            )
                 choices.append(list(dict.fromkeys(found)))
         possible = {(sum(e for e, _ in one), sum(a for _, a in one)) for one in itertools.product(*choices)}
         assert said in possible, f"{said} answered at {snapshot.as_of}, counted {sorted(possible)}"
