@@ -522,3 +522,22 @@ def test_the_ranges_of_a_micro_batch_are_those_that_spark_noted(tmp_path: Path) 
     fs.create("/checkpoints/x/offsets/1", b'v1\n{"batchWatermarkMs":0}\n{"t":{"0":9,"1":3}}')
     assert reading.planned(1) == {("t", 0): (7, 9), ("t", 1): (3, 3)}
     assert reading.starting_offsets() == '{"t": {"0": 9, "1": 3}}'
+
+
+def test_what_another_stream_counted_after_kafka_was_asked_is_not_lost(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.kafka.append(TOPIC, 0, 5)
+    world.mirror_all(world.ingest())
+    other = world.stream()
+    followed = speed.versions.followed
+
+    def meanwhile(*asked: Any) -> Any:
+        monkeypatch.setattr(speed.versions, "followed", followed)
+        world.kafka.append(TOPIC, 0, 3)
+        epoch_of(world, other)
+        return followed(*asked)
+
+    monkeypatch.setattr(speed.versions, "followed", meanwhile)
+    stream = world.stream()
+    assert stream.chain == other.chain and stream.next_offsets()[TOPIC, 0] == 8
