@@ -6,6 +6,7 @@ fold of one view. All else (origins, continuity, commits, chains, horizons, vers
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import zlib
@@ -46,6 +47,7 @@ from engine.measures import stored_schema
 from engine.mirror import Mirror
 from engine.observe import StartAgain
 from engine.query import open_database
+from engine.rawlog import Account, RawLog
 from engine.snapshot import Loader, Snapshot, summed
 from engine.speed import NewChain, NextEpoch, SpeedLog
 from engine.versions import Manifest, VersionUnknown
@@ -505,6 +507,43 @@ class Serving:
         watch.look(reader, ids)
         watch.note(self.world.time(), ids, {TOPIC: {p: (s.start, s.end) for p, s in kafka[TOPIC].partitions.items()}})
         return watch.ledger(self.snapshot, self.world.time())
+
+
+def recounted(world: World, end: Mapping[str, Mapping[str, int]], there: Mapping[tuple[str, str], list[int]]) -> str:
+    """What the reader of recount and proof says otherwise than the offsets that are there below an end; Kafka is not asked."""
+    whole = {lg: {p: offset for p, offset in by.items() if (lg, p) in there} for lg, by in end.items()}
+    reader = object.__new__(RawLog)
+    reader._client = Client(world)  # type: ignore[assignment]
+    reader.end, reader.topics = {TOPIC: whole}, frozenset((TOPIC,))
+    reader.found, reader.begun, reader._listed_again = {}, {}, set()
+    reader.account = Account()
+    reader._list(TOPIC)
+    read: dict[tuple[str, str], list[int]] = {}
+    for (_, lg, p), rows in reader.chunks():
+        read.setdefault((lg, p), []).extend(rows["offset"].to_pylist())
+    if reader.account.faults:
+        return f"the recount names {reader.account.faults}"
+    below = {(lg, p): [o for o in there[lg, p] if o < offset] for lg, by in whole.items() for p, offset in by.items()}
+    different = {
+        place: (read.get(place, []), offsets) for place, offsets in below.items() if offsets != read.get(place, [])
+    }
+    return f"the recount reads other rows than there are: {different}" if different else ""
+
+
+class Client:
+    """What `engine.rawlog` asks of hdfs-native."""
+
+    def __init__(self, world: World) -> None:
+        self.fs = Hdfs(world)
+
+    def list_status(self, path: str, recursive: bool) -> list[Any]:
+        return [
+            SimpleNamespace(path=e.path, isdir=e.is_folder, modification_time=e.modified_ms)
+            for e in self.fs.list(path, recursive)
+        ]
+
+    def read(self, path: str) -> io.BytesIO:
+        return io.BytesIO(self.fs.read(path))
 
 
 _DATABASE = open_database()

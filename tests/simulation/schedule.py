@@ -32,6 +32,7 @@ QUIET_STEPS = 16_000
 QUIET_LOOK = 250
 SHOPS = "ab"
 
+Raw = dict[tuple[str, str], dict[int, tuple[int, str | None]]]  # log, partition → offset → timestamp, value
 Move = tuple[int, str]  # the step before which it happens, and what
 
 
@@ -59,9 +60,9 @@ class Truth:
             for path, file in self.world.files.items()
         }
 
-    def raw(self) -> dict[tuple[str, str], dict[int, tuple[int, str | None]]]:
+    def raw(self) -> Raw:
         """(log, partition) → offset → (timestamp, value) of every raw row. Raises AssertionError where one is doubled."""
-        found: dict[tuple[str, str], dict[int, tuple[int, str | None]]] = {}
+        found: Raw = {}
         stored: dict[int, tuple[str, str, int]] = {}
         for path, (data, _) in self._whole().items():
             if not path.startswith(f"{MASTER}/") or not path.endswith(".parquet"):
@@ -206,7 +207,8 @@ class Schedule:
     # what holds -----------------------------------------------------------------------------------------------------
 
     def judge(self, snapshot: Snapshot) -> None:
-        """An answer equals a direct count below its own coverage."""
+        """An answer equals a direct count below its own coverage, and reaches no less far than the one before it."""
+        self.does_not_go_back(snapshot)
         said = self.answer(snapshot)
         raw = self.truth.raw()
         choices: list[list[tuple[int, int]]] = []
@@ -231,6 +233,20 @@ class Schedule:
                 choices.append(list(dict.fromkeys(found)))
         possible = {(sum(e for e, _ in one), sum(a for _, a in one)) for one in itertools.product(*choices)}
         assert said in possible, f"{said} answered at {snapshot.as_of}, counted {sorted(possible)}"
+
+    def does_not_go_back(self, snapshot: Snapshot) -> None:
+        """Coverage falls only where Kafka lost what was covered, or an operator chose another version."""
+        before = self.serving.snapshot
+        if before is None or any(name.startswith(f"{versions.SERVED}/") for name in self.world.files):
+            return
+        kafka = self.world.kafka.topics.get(TOPIC, ("", {}))[0]
+        for lg, by in before.coverage.get(TOPIC, {}).items():
+            for p, end in by.items():
+                stem = lg.partition(".")[0]
+                logs = snapshot.coverage.get(TOPIC, {}).items()
+                now = max([self.origin(lg, p), *(by.get(p, 0) for log, by in logs if log.partition(".")[0] == stem)])
+                lost = stem != kafka or len(self.truth.lives(kafka, p)) > 1
+                assert now >= end or lost, f"log {lg} partition {p} was covered up to {end}, now {now}"
 
     def origin(self, lg: str, p: str) -> int:
         path = f"{MASTER}/topic={TOPIC}/log={lg}/partition={p}/_origin"
@@ -289,7 +305,23 @@ class Schedule:
             exact = [exact[0] + counted[0], exact[1] + counted[1]]
         if self.answer(snapshot) != tuple(exact):
             return f"{self.answer(snapshot)} answered, {exact} lie in the raw log below {covered}"
-        return ""
+        return self.misjudged(raw, covered, ledger)
+
+    def misjudged(self, raw: Raw, covered: dict[str, dict[str, int]], ledger: dict[str, Any]) -> str:
+        """What the ledger or the recount's own reader say otherwise than the files."""
+        gaps: set[tuple[str, str, int, int]] = set()
+        for row in ledger["partitions"]:
+            lg, p = row["log"], row["partition"]
+            accepted, holes = self.truth.without_rows(lg, p)
+            gaps |= {(lg, p, *gap) for gap in accepted}
+            said = row["raw_head"], row["raw"], row["holes"], row["gaps"]
+            there = self.truth.head(lg, p), len(raw.get((lg, p), {})), holes, sum(b - a for a, b in accepted)
+            if said != there and self.truth.head(lg, p):
+                return f"log {lg} partition {p}: the ledger says {said}, the files {there}"
+        missing = {(m["log"], m["partition"], m["start"], m["end"]) for m in ledger["missing"]}
+        if missing != gaps:
+            return f"{missing} is said to be missing, {gaps} is"
+        return layers.recounted(self.world, covered, {place: sorted(rows) for place, rows in raw.items()})
 
     # what happens ---------------------------------------------------------------------------------------------------
 
