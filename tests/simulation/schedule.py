@@ -309,6 +309,10 @@ class Schedule:
 
     def misjudged(self, raw: Raw, covered: dict[str, dict[str, int]], ledger: dict[str, Any]) -> str:
         """What the ledger or the recount's own reader say otherwise than the files."""
+        for lg, by in covered.items():
+            for p, end in by.items():
+                if end > (head := max(self.truth.head(lg, p), self.origin(lg, p))):
+                    return f"log {lg} partition {p} is covered up to {end} and ends at {head}"
         gaps: set[tuple[str, str, int, int]] = set()
         for row in ledger["partitions"]:
             lg, p = row["log"], row["partition"]
