@@ -365,6 +365,21 @@ def batch(world: World) -> Callable[[Process], None]:
     return work
 
 
+def compaction(world: World) -> Callable[[Process], None]:
+    """What a batch run does at its end, alone and more often."""
+    fs = Hdfs(world)
+
+    def work(process: Process) -> None:
+        try:
+            compact.clean_staging(fs)
+            compact.compact(fs, MASTER, [TOPIC], compact.SETTLED_SECONDS)
+        except (MasterWentBack, *AGAIN):
+            pass
+        world.rest(world.random.choice((5, 40)))
+
+    return work
+
+
 def one_run(world: World, fs: Hdfs, again: bool = False) -> None:
     """One batch run as `batch_layer.py` makes it; `again` parses the raw log anew."""
     chance = world.random.random()

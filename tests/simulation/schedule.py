@@ -157,9 +157,10 @@ class Schedule:
         self.moves = tuple(own if moves is None else moves)
         self.latest = self.random.random() < 0.15
         self.hurry = self.random.choice((1, 1, HURRY))
+        self.faults = Faults(0.002, self.random.choice((0.002, 0.002, 0.02)), 0.03, 0.1)
         self.world = World(Random(seed), seed, None if only is None else frozenset(only))
         self.truth = Truth(self.world)
-        self.world.kafka.create(TOPIC, 2)
+        self.world.kafka.create(TOPIC, 2 if self.hurry == 1 else 1)
         self.truth.note()
         self.serving = Serving(self.world, self.judge)
         self._ids = itertools.count(1)
@@ -175,9 +176,11 @@ class Schedule:
                     self.start(f"ingest-{number}", layers.ingest(world, self.latest, self.false_alarm))
                     self.start(f"stream-{number}", layers.stream(world))
                     self.start(f"batch-{number}", layers.batch(world))
+                    if self.hurry > 1:
+                        self.start(f"compaction-{number}", layers.compaction(world))
                 self.start("serving", self.serving.work)
                 self.start("operator", layers.operator_at_work(world))
-                world.faults = Faults(kill=0.002, pause=0.002, lost_answer=0.03, old_listing=0.1)
+                world.faults = self.faults
                 for step, move in self.moves:
                     world.run(step - world.steps)
                     world.trace.append(f"MOVE {move}")
@@ -435,11 +438,15 @@ MOVES: dict[str, Callable[[Schedule], Any]] = {
 }
 ORDINARY = ("append", "append", "append", "append", "transaction", "wait")
 RARE = tuple(name for name in MOVES if name not in ORDINARY)
+# What belongs to one story.
+TOGETHER = (("raw", "retype"), ("newest version", "choose"), ("cut", "epoch"), ("cut", "forget"), ("retype", "typed"))
 
 
 def drawn(random: Random) -> list[Move]:
     """Moves of a schedule: traffic, and a few rare things of one or two kinds."""
-    kinds = random.sample(RARE, random.choice((0, 1, 1, 2, 2, 3)))
+    kinds = (
+        list(random.choice(TOGETHER)) if random.random() < 0.2 else random.sample(RARE, random.choice((0, 1, 1, 2, 3)))
+    )
     if "raw" in kinds:
         # A log that is closed while one of its segments is away is closed without it; a copy then comes too late.
         kinds = [kind for kind in kinds if kind not in ("cut", "lose disk", "recreate")]
@@ -447,4 +454,5 @@ def drawn(random: Random) -> list[Move]:
         random.choice(kinds) if kinds and random.random() < 0.25 else random.choice(ORDINARY)
         for _ in range(random.randrange(4, 16))
     )
-    return [(number * CHUNK, name) for number, name in enumerate(names, 1)]
+    first = random.randrange(10, CHUNK)
+    return [(first + number * CHUNK, name) for number, name in enumerate(names)]

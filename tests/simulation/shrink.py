@@ -13,7 +13,8 @@ from typing import TypeVar
 
 from tests.simulation.schedule import Move, Schedule
 
-PROCESSES = ("ingest-1", "ingest-2", "stream-1", "stream-2", "batch-1", "batch-2", "operator")
+LAYERS = ("compaction", "ingest", "stream", "batch")
+PROCESSES = (*(f"{layer}-{number}" for layer in LAYERS for number in (1, 2)), "operator")
 TAIL = 40  # of the steps, so many are printed
 
 T = TypeVar("T")
