@@ -271,11 +271,11 @@ class SpeedLog:
             return None
         rows_of = _by_partition(positions)
         epoch = _Building()
-        trimmed = False
+        added = 0
         for place, (first, end) in todo.items():
             rows = rows_of.get(place, positions.slice(0, 0))
             fresh = rows.filter(pc.greater_equal(rows["offset"], first))
-            trimmed = trimmed or fresh.num_rows < rows.num_rows
+            added += fresh.num_rows
             _check_offsets(place, fresh["offset"], first, end)
             epoch.add(place, fresh, (first, end), self.keys)
         if epoch.holes:
@@ -285,7 +285,7 @@ class SpeedLog:
             self.next_number,
             start,
             overlay(start, last),
-            _trim(start) if trimmed else None,
+            _trim(start) if added < positions.num_rows else None,  # of some partitions the chain may have all of them
             epoch.duplicates_table(),
             epoch.valid,
             epoch.counts,
