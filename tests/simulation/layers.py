@@ -1,7 +1,7 @@
 """The layers as processes of a world: the product's own functions, with Spark's part in a few lines of Python.
 
-What is not the product's here: reading rows from Kafka and writing them to Parquet, decoding a small JSON object, and the
-fold of one view. All else (origins, continuity, commits, chains, horizons, versions, prune, compaction, snapshots) is.
+Ingest and stream are the scripts' own classes with their own order of steps, batch is the script's own run. What is not the
+product's here: Spark's source with its notes, rows written to Parquet, decoding a small JSON object, and the fold of one view.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import datetime
 from decimal import Decimal
 from types import SimpleNamespace
@@ -21,6 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import batch_layer
+import ingest_layer
+import stream_layer
 from engine import (
     build,
     chain,
@@ -42,14 +45,14 @@ from engine.domain import Domain, Stream, View, count, sum_of
 from engine.duplicates import KeyWindow
 from engine.events import RowsDiffer
 from engine.hdfs import HdfsUnavailable
-from engine.log import RAW_ARROW, LogReader, MasterWentBack, Partition, Partitions, Place, Position, Range
+from engine.log import MASTER, RAW_ARROW, LogReader, MasterWentBack, Partition, Partitions, Place, Position, Range
 from engine.measures import stored_schema
-from engine.mirror import Mirror
+from engine.mirror import Mirror, Reading
 from engine.observe import StartAgain
 from engine.query import open_database
 from engine.rawlog import Account, RawLog
 from engine.snapshot import Loader, Snapshot, summed
-from engine.speed import NewChain, NextEpoch, SpeedLog
+from engine.speed import NewChain, SpeedLog
 from engine.versions import Manifest, VersionUnknown
 from engine.watch import Watch
 from tests.simulation.world import Hdfs, Kafka, LostAnswer, Process, World
@@ -156,34 +159,97 @@ def decoded(value: bytes | None) -> dict[str, Any] | None:
 # ingest ---------------------------------------------------------------------------------------------------------------
 
 
+class Running:
+    """`observe.Ending` of a query that nobody stops."""
+
+    def __bool__(self) -> bool:
+        return False
+
+    def watching(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
+class Source:
+    """Spark's Kafka source with its notes: micro-batches of planned offsets, whose rows are read when they are needed."""
+
+    def __init__(self, world: World, process: Process, reading: Reading) -> None:
+        self.world, self.reading, self.kafka = world, reading, Kafka(world)
+        self.at, self.ends, self.batch = dict(reading.at), dict(reading.at), -1
+        self.limit = world.random.choice((1, 3, 8, 1000))
+
+    def next_batch(self) -> bool:
+        """Plan a micro-batch; False if there is nothing new. Raises DataLoss where Kafka ends below what was read."""
+        told = self.kafka.state([TOPIC])
+        if TOPIC not in told:
+            raise DataLoss("the topic is gone")
+        self.at = self.ends
+        ends = {}
+        for p, kafka in told[TOPIC].partitions.items():
+            begin = self.at.setdefault((TOPIC, p), kafka.start)  # one that Spark finds later begins at Kafka's start
+            if kafka.end < begin:
+                raise DataLoss(f"partition {p} ends at {kafka.end}, read up to {begin}")
+            ends[TOPIC, p] = min(kafka.end, begin + self.limit)
+        self.ends = {**self.at, **ends}
+        if self.ends == self.at:
+            return False
+        self.batch += 1
+        noted = {TOPIC: {str(p): end for (_, p), end in ends.items()}}
+        Hdfs(self.world).create(
+            f"{self.reading.checkpoint}/offsets/{self.batch}", f"v1\n{{}}\n{json.dumps(noted)}".encode()
+        )
+        return True
+
+    def rows(self) -> list[tuple[str, str, int, int, bytes | None]]:
+        """Topic, partition, offset, timestamp in ms and value of the micro-batch. Raises DataLoss."""
+        return [
+            (topic, str(p), o, ms, value)
+            for (topic, p), end in self.ends.items()
+            if (start := self.at[topic, p]) < end
+            for o, ms, _, value in self.kafka.read(topic, p, start, end)
+        ]
+
+
+def reading_from(world: World, process: Process, layer: str, at: dict[tuple[str, int], int]) -> Reading:
+    return Reading(Hdfs(world), f"/checkpoints/{layer}/{process.name}-{world.time_ns()}", at)
+
+
+class Ingest(ingest_layer.Ingest):
+    """The script's query over a source that is not Spark's."""
+
+    def __init__(self, world: World, process: Process, latest: bool) -> None:
+        self.domain, self.settings, self.ending = DOMAIN, SimpleNamespace(show_previews=False), Running()  # type: ignore[assignment]
+        self.mirror = Mirror(Hdfs(world), Kafka(world), DOMAIN, latest)
+        self.mirror.prove()
+        heads = {(topic, int(p)): head for (topic, _, p), head in self.mirror.heads().items()}
+        self.reading = reading_from(world, process, "ingest", heads)
+
+    def write(self, rows: Any, ranges: Mapping[Place, Range], staging: str) -> int:
+        covered = {(topic, p): offsets for (topic, _, p), offsets in ranges.items()}
+        chosen: dict[tuple[str, str], Rows] = {}
+        for topic, p, offset, ms, value in rows.rows():
+            start, end = covered.get((topic, p), (0, 0))
+            if start <= offset < end:
+                chosen.setdefault((topic, p), []).append((offset, ms, value))
+        for (topic, p), own in chosen.items():
+            self.mirror.fs.create(f"{staging}/topic={topic}/partition={p}/part-0.parquet", parquet(raw_table(own)))
+        return sum(map(len, chosen.values()))
+
+    def report(self, *_: Any) -> None:
+        self.mirror.heads()
+
+
 def ingest(
     world: World, latest: bool = False, false_alarm: Callable[[Exception], None] = lambda error: None
 ) -> Callable[[Process], None]:
     fs, kafka = Hdfs(world), Kafka(world)
 
-    def write(ranges: Mapping[Place, Range], staging: str) -> int:
-        read = 0
-        for (topic, _, p), (start, end) in ranges.items():
-            rows = [(o, ms, v) for o, ms, _, v in kafka.read(topic, int(p), start, end)]
-            if rows:
-                fs.create(f"{staging}/topic={topic}/partition={p}/part-0.parquet", parquet(raw_table(rows)))
-            read += len(rows)
-        return read
-
     def work(process: Process) -> None:
         try:
-            mirror_ = Mirror(fs, kafka, DOMAIN, latest)
-            mirror_.prove()
-            at = {(t, int(p)): head for (t, _, p), head in mirror_.heads().items()}
+            query = Ingest(world, process, latest)
+            source = Source(world, process, query.reading)
             for _ in range(world.random.randrange(2, 12)):
-                told = kafka.state([TOPIC])
-                if TOPIC not in told:
-                    return
-                ends = {(TOPIC, p): s.end for p, s in told[TOPIC].partitions.items()}
-                planned = {place: (at.get(place), max(end, at.get(place) or 0)) for place, end in ends.items()}
-                at |= {place: end for place, (_, end) in planned.items()}
-                mirror_.prove()
-                mirror_.commit(planned, write, process.name)
+                if source.next_batch():
+                    query.micro_batch(source, source.batch)  # type: ignore[arg-type]
                 world.rest(10)
         except LogReplaced as error:
             false_alarm(error)
@@ -266,21 +332,63 @@ def raw_table(rows: Rows) -> pa.Table:
 # speed ----------------------------------------------------------------------------------------------------------------
 
 
+class Decoded(list[tuple[Place, int, int, bytes | None]]):
+    """Rows of a micro-batch; nothing is remembered."""
+
+    def persist(self) -> Decoded:
+        return self
+
+    def unpersist(self) -> None:
+        pass
+
+
+class Speed(stream_layer.Speed):
+    """The script's query over a source that is not Spark's."""
+
+    def __init__(self, world: World, process: Process) -> None:
+        self.domain, self.ending = DOMAIN, Running()  # type: ignore[assignment]
+        self.log = SpeedLog.open(Hdfs(world), DOMAIN, Kafka(world))
+        self.write = self.log.fs.create
+        self.reading = reading_from(world, process, "speed", self.log.next_offsets())
+
+    def decode(self, rows: Any) -> Any:
+        return Decoded(((t, self.log.logs[t], p), offset, ms, value) for t, p, offset, ms, value in rows.rows())
+
+    def judge(self, decoded: Any) -> Any:
+        return {TOPIC: decoded}
+
+    def positions(self, typed: Any) -> pa.Table:
+        return positions_of(typed[TOPIC])
+
+    def partials(self, typed: Any, trim: str | None, duplicates: pa.Table) -> dict[str, pa.Table]:
+        starts = {place: int(offset) for place, offset in TRIMMED.findall(trim or "")}
+        doubles = set(zip(*(duplicates[n].to_pylist() for n in ("topic", "partition", "offset")), strict=True))
+        good = [
+            event
+            for place, offset, _, value in typed[TOPIC]
+            if (event := decoded(value)) is not None
+            and offset >= starts.get("/".join(place), 0)
+            and (place[0], place[2], offset) not in doubles
+        ]
+        return {TOTALS.name: folded(good)}
+
+    def report(self, *_: Any) -> None:
+        pass
+
+
+TRIMMED = re.compile(r"WHEN '([^']+)' THEN `offset` >= (\d+)")
+
+
 def stream(world: World) -> Callable[[Process], None]:
-    fs, kafka = Hdfs(world), Kafka(world)
+    fs = Hdfs(world)
 
     def work(process: Process) -> None:
         try:
-            speed_log = SpeedLog.open(fs, DOMAIN, kafka)
-            at = speed_log.next_offsets()
+            query = Speed(world, process)
+            source = Source(world, process, query.reading)
             for _ in range(world.random.randrange(3, 25)):
-                told = kafka.state([TOPIC])
-                if TOPIC not in told:
-                    return
-                ends = {(TOPIC, p): s.end for p, s in told[TOPIC].partitions.items()}
-                planned = {place: (at.get(place), max(end, at.get(place) or 0)) for place, end in ends.items()}
-                at |= {place: end for place, (_, end) in planned.items()}
-                one_epoch(speed_log, kafka, planned)
+                if source.next_batch():
+                    query.micro_batch(source, source.batch)  # type: ignore[arg-type]
                 world.rest(4)
         except (LogReplaced, DataExpired):
             world.rest(100)
@@ -294,21 +402,6 @@ def stream(world: World) -> Callable[[Process], None]:
     return work
 
 
-def one_epoch(speed_log: SpeedLog, kafka: Kafka, planned: Mapping[tuple[str, int], tuple[int | None, int]]) -> None:
-    speed_log.follow_versions()
-    rows: list[tuple[Place, int, int, bytes | None]] = []
-    for (topic, p), (start, end) in planned.items():
-        place = topic, speed_log.logs[topic], str(p)
-        begin = start if start is not None else speed_log._origin(topic, str(p))
-        rows += [(place, o, ms, v) for o, ms, _, v in (kafka.read(topic, p, begin, end) if begin < end else [])]
-    positions = positions_of(rows)
-    speed_log.check_topics()
-    while (epoch := speed_log.next_epoch(positions, planned)) is not None:
-        values = {(place, o): decoded(v) for place, o, _, v in rows}
-        if speed_log.append(epoch, {"totals": partials(epoch, values)}, speed_log.fs.create):
-            return
-
-
 def positions_of(rows: Iterable[tuple[Place, int, int, bytes | None]]) -> pa.Table:
     told: list[tuple[Any, ...]] = []
     for place, offset, ms, value in rows:
@@ -320,17 +413,6 @@ def positions_of(rows: Iterable[tuple[Place, int, int, bytes | None]]) -> pa.Tab
     names = ["topic", "log", "partition", "offset", "ukey", "problem", "event_time", "kafka_time", "crc"]
     columns = list(zip(*told, strict=True)) or [()] * len(names)
     return pa.table([pa.array(c, k) for c, k in zip(columns, kinds, strict=True)], names=names)
-
-
-def partials(epoch: NextEpoch, values: Mapping[tuple[Place, int], dict[str, Any] | None]) -> pa.Table:
-    doubles = set(zip(*(epoch.duplicates[n].to_pylist() for n in ("topic", "partition", "offset")), strict=True))
-    good = [
-        values[place, offset]
-        for place, valid in epoch.valid.items()
-        for offset, _ in valid
-        if (place[0], place[2], offset) not in doubles
-    ]
-    return folded([event for event in good if event is not None])
 
 
 def folded(good: Iterable[Mapping[str, Any]], stored: Iterable[Mapping[str, Any]] = ()) -> pa.Table:
