@@ -149,6 +149,8 @@ class SpeedLog:
                 # Serving never moves to an older chain: where a newer one counted what is lost, a new one has to say so.
                 same = same and all(through < known.number for through, _ in lost)
                 fallen = _lost(known, found, logs, raw, start, kafka, state)
+                if fallen:  # another stream job may have counted what Kafka got after it was asked: the larger bound is read last
+                    fallen = _lost(known, found, logs, raw, start, kafka, _asked_again(kafka, state))
                 if same and not fallen and chain_of.fits(known, found, newest.horizon, newest.version) is not None:
                     return cls(fs, domain, kafka, state, logs, known, found)
                 lost += [[known.number, fallen]] if fallen else []
@@ -269,11 +271,11 @@ class SpeedLog:
             return None
         rows_of = _by_partition(positions)
         epoch = _Building()
-        trimmed = False
+        added = 0
         for place, (first, end) in todo.items():
             rows = rows_of.get(place, positions.slice(0, 0))
             fresh = rows.filter(pc.greater_equal(rows["offset"], first))
-            trimmed = trimmed or fresh.num_rows < rows.num_rows
+            added += fresh.num_rows
             _check_offsets(place, fresh["offset"], first, end)
             epoch.add(place, fresh, (first, end), self.keys)
         if epoch.holes:
@@ -283,7 +285,7 @@ class SpeedLog:
             self.next_number,
             start,
             overlay(start, last),
-            _trim(start) if trimmed else None,
+            _trim(start) if added < positions.num_rows else None,  # of some partitions the chain may have all of them
             epoch.duplicates_table(),
             epoch.valid,
             epoch.counts,
@@ -491,6 +493,16 @@ def _proved(
     for topic, found in by_topic(verdicts(fs, kafka, lineages(logs, raw), state)).items():
         check_continuity(topic, found, domain.name)
     return raw, state, logs
+
+
+def _asked_again(kafka: KafkaLogs, state: Mapping[str, TopicState]) -> dict[str, TopicState]:
+    """Return Kafka's state now. Raises StartAgain where its logs may be others than those that were proved."""
+    now = kafka.state(state)
+    for topic, proved in state.items():
+        topic_id, leaders = proved.generation
+        if topic not in now or now[topic].id != topic_id or not set(leaders) <= set(now[topic].generation[1]):
+            raise StartAgain(f"topic '{topic}': its log is proved anew")
+    return now
 
 
 def _no_origin(topic: str, p: object) -> str:

@@ -1,15 +1,18 @@
 """The layers as processes of a world: the product's own functions, with Spark's part in a few lines of Python.
 
-What is not the product's here: reading rows from Kafka and writing them to Parquet, decoding a small JSON object, and the
-fold of one view. All else (origins, continuity, commits, chains, horizons, versions, prune, compaction, snapshots) is.
+Ingest and stream are the scripts' own classes with their own order of steps, batch is the script's own run. What is not the
+product's here: Spark's source with its notes, rows written to Parquet, decoding a small JSON object, and the fold of one view.
 """
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import datetime
 from decimal import Decimal
 from types import SimpleNamespace
@@ -18,6 +21,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+import batch_layer
+import ingest_layer
+import stream_layer
 from engine import (
     build,
     chain,
@@ -39,14 +45,14 @@ from engine.domain import Domain, Stream, View, count, sum_of
 from engine.duplicates import KeyWindow
 from engine.events import RowsDiffer
 from engine.hdfs import HdfsUnavailable
-from engine.horizon import choose_horizon
-from engine.log import MASTER, RAW_ARROW, LogReader, Partition, Place, Position, Range, offset_in
+from engine.log import MASTER, RAW_ARROW, LogReader, MasterWentBack, Partition, Partitions, Place, Position, Range
 from engine.measures import stored_schema
-from engine.mirror import Mirror
+from engine.mirror import Mirror, Reading
 from engine.observe import StartAgain
 from engine.query import open_database
-from engine.snapshot import Loader, Snapshot
-from engine.speed import NewChain, NextEpoch, SpeedLog
+from engine.rawlog import Account, RawLog
+from engine.snapshot import Loader, Snapshot, summed
+from engine.speed import NewChain, SpeedLog
 from engine.versions import Manifest, VersionUnknown
 from engine.watch import Watch
 from tests.simulation.world import Hdfs, Kafka, LostAnswer, Process, World
@@ -63,12 +69,34 @@ Rows = list[tuple[int, int, bytes | None]]  # offset, timestamp in ms, value
 
 # What a supervisor starts again after: asked for, or said by Spark, or by an HDFS that lost an answer.
 AGAIN = (StartAgain, StartsAbove, TooSlow, NewChain, RowsDiffer, HdfsUnavailable, DataLoss, LostAnswer, OSError)
-MODULES = (build, chain, commit, compact, continuity, derived, epochs, events, log, mirror, snapshot, speed, versions)
+MODULES = (
+    batch_layer,
+    build,
+    chain,
+    commit,
+    compact,
+    continuity,
+    derived,
+    epochs,
+    events,
+    log,
+    mirror,
+    snapshot,
+    speed,
+    versions,
+)
+
+AGES = (
+    (commit, "WRITER_PATIENCE_SECONDS"),
+    (commit, "WRITER_AIM_SECONDS"),
+    (compact, "STAGING_SECONDS"),
+    (compact, "SETTLED_SECONDS"),
+)
 
 
 @contextmanager
-def patched(world: World) -> Iterator[None]:
-    """Let the product tell time by the world, and merge small runs."""
+def patched(world: World, hurry: int = 1) -> Iterator[None]:
+    """Let the product tell time by the world, and merge small runs; what fences writers by age does so many times sooner."""
     clock = SimpleNamespace(
         monotonic=world.monotonic, time_ns=world.time_ns, time=world.time, sleep=world.sleep, strftime=lambda *_: ""
     )
@@ -84,12 +112,29 @@ def patched(world: World) -> Iterator[None]:
         for name in ("time", "datetime")
         if hasattr(module, name)
     ]
-    before += [(compact, "MEMBERS", compact.MEMBERS), (derived, "tell_damaged", derived.tell_damaged)]
+    ages = [(module, name, getattr(module, name)) for module, name in AGES]
+    before += [
+        *ages,
+        (os, "getpid", os.getpid),
+        (compact, "MEMBERS", compact.MEMBERS),
+        (derived, "tell_damaged", derived.tell_damaged),
+    ]
     before += [(module, "_log", module._log) for module in (*MODULES,) if hasattr(module, "_log")]
+    without_spark = [
+        (batch_layer, "spark_writer", lambda fs, stream_, url: typing(fs)),
+        (batch_layer, "side_by_side", lambda *pieces: [piece() for piece in pieces]),
+        (build, "version", version),
+    ]
+    before += [(module, name, getattr(module, name)) for module, name, _ in without_spark]
     silent = SimpleNamespace(**dict.fromkeys(("info", "warning", "error", "debug"), lambda *_, **__: None))
     try:
         for module, name, _ in before:
             setattr(module, name, {"time": clock, "datetime": Now, "_log": silent}.get(name))
+        for module, name, seconds in ages:
+            setattr(module, name, seconds / hurry)
+        for module, name, value in without_spark:
+            setattr(module, name, value)
+        os.getpid = world.pid
         compact.MEMBERS = 3
         derived.tell_damaged = lambda path, reason: None
         yield
@@ -114,37 +159,105 @@ def decoded(value: bytes | None) -> dict[str, Any] | None:
 # ingest ---------------------------------------------------------------------------------------------------------------
 
 
-def ingest(world: World, latest: bool = False) -> Callable[[Process], None]:
-    fs, kafka = Hdfs(world), Kafka(world)
+class Running:
+    """`observe.Ending` of a query that nobody stops."""
 
-    def write(ranges: Mapping[Place, Range], staging: str) -> int:
-        read = 0
-        for (topic, _, p), (start, end) in ranges.items():
-            rows = [(o, ms, v) for o, ms, _, v in kafka.read(topic, int(p), start, end)]
-            if rows:
-                fs.create(f"{staging}/topic={topic}/partition={p}/part-0.parquet", parquet(raw_table(rows)))
-            read += len(rows)
-        return read
+    def __bool__(self) -> bool:
+        return False
+
+    def watching(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
+class Source:
+    """Spark's Kafka source with its notes: micro-batches of planned offsets, whose rows are read when they are needed."""
+
+    def __init__(self, world: World, process: Process, reading: Reading) -> None:
+        self.world, self.reading, self.kafka = world, reading, Kafka(world)
+        self.at, self.ends, self.batch = dict(reading.at), dict(reading.at), -1
+        self.limit = world.random.choice((1, 3, 8, 1000))
+
+    def next_batch(self) -> bool:
+        """Plan a micro-batch; False if there is nothing new. Raises DataLoss where Kafka ends below what was read."""
+        told = self.kafka.state([TOPIC])
+        if TOPIC not in told:
+            raise DataLoss("the topic is gone")
+        self.at = self.ends
+        ends = {}
+        for p, kafka in told[TOPIC].partitions.items():
+            begin = self.at.setdefault((TOPIC, p), kafka.start)  # one that Spark finds later begins at Kafka's start
+            if kafka.end < begin:
+                raise DataLoss(f"partition {p} ends at {kafka.end}, read up to {begin}")
+            ends[TOPIC, p] = min(kafka.end, begin + self.limit)
+        self.ends = {**self.at, **ends}
+        if self.ends == self.at:
+            return False
+        self.batch += 1
+        noted = {TOPIC: {str(p): end for (_, p), end in ends.items()}}
+        Hdfs(self.world).create(
+            f"{self.reading.checkpoint}/offsets/{self.batch}", f"v1\n{{}}\n{json.dumps(noted)}".encode()
+        )
+        return True
+
+    def rows(self) -> list[tuple[str, str, int, int, bytes | None]]:
+        """Topic, partition, offset, timestamp in ms and value of the micro-batch. Raises DataLoss."""
+        return [
+            (topic, str(p), o, ms, value)
+            for (topic, p), end in self.ends.items()
+            if (start := self.at[topic, p]) < end
+            for o, ms, _, value in self.kafka.read(topic, p, start, end)
+        ]
+
+
+def reading_from(world: World, process: Process, layer: str, at: dict[tuple[str, int], int]) -> Reading:
+    return Reading(Hdfs(world), f"/checkpoints/{layer}/{process.name}-{world.time_ns()}", at)
+
+
+class Ingest(ingest_layer.Ingest):
+    """The script's query over a source that is not Spark's."""
+
+    def __init__(self, world: World, process: Process, latest: bool) -> None:
+        self.domain, self.settings, self.ending = DOMAIN, SimpleNamespace(show_previews=False), Running()  # type: ignore[assignment]
+        self.mirror = Mirror(Hdfs(world), Kafka(world), DOMAIN, latest)
+        self.mirror.prove()
+        heads = {(topic, int(p)): head for (topic, _, p), head in self.mirror.heads().items()}
+        self.reading = reading_from(world, process, "ingest", heads)
+
+    def write(self, rows: Any, ranges: Mapping[Place, Range], staging: str) -> int:
+        covered = {(topic, p): offsets for (topic, _, p), offsets in ranges.items()}
+        chosen: dict[tuple[str, str], Rows] = {}
+        for topic, p, offset, ms, value in rows.rows():
+            start, end = covered.get((topic, p), (0, 0))
+            if start <= offset < end:
+                chosen.setdefault((topic, p), []).append((offset, ms, value))
+        for (topic, p), own in chosen.items():
+            self.mirror.fs.create(f"{staging}/topic={topic}/partition={p}/part-0.parquet", parquet(raw_table(own)))
+        return sum(map(len, chosen.values()))
+
+    def report(self, *_: Any) -> None:
+        self.mirror.heads()
+
+
+def ingest(
+    world: World, latest: bool = False, false_alarm: Callable[[Exception], None] = lambda error: None
+) -> Callable[[Process], None]:
+    fs, kafka = Hdfs(world), Kafka(world)
 
     def work(process: Process) -> None:
         try:
-            mirror_ = Mirror(fs, kafka, DOMAIN, latest)
-            mirror_.prove()
-            at = {(t, int(p)): head for (t, _, p), head in mirror_.heads().items()}
+            query = Ingest(world, process, latest)
+            source = Source(world, process, query.reading)
             for _ in range(world.random.randrange(2, 12)):
-                told = kafka.state([TOPIC])
-                if TOPIC not in told:
-                    return
-                ends = {(TOPIC, p): s.end for p, s in told[TOPIC].partitions.items()}
-                planned = {place: (at.get(place), max(end, at.get(place) or 0)) for place, end in ends.items()}
-                at |= {place: end for place, (_, end) in planned.items()}
-                mirror_.prove()
-                mirror_.commit(planned, write, process.name)
+                if source.next_batch():
+                    query.micro_batch(source, source.batch)  # type: ignore[arg-type]
                 world.rest(10)
-        except LogReplaced:
+        except LogReplaced as error:
+            false_alarm(error)
             operator(world, lambda: Mirror(fs, kafka, DOMAIN).new_log(TOPIC))
         except DataExpired:
             operator(world, lambda: Mirror(fs, kafka, DOMAIN).accept_gaps())
+        except MasterWentBack:
+            operator(world, lambda: restore(world))
         except AGAIN:
             world.rest(2)
 
@@ -154,8 +267,56 @@ def ingest(world: World, latest: bool = False) -> Callable[[Process], None]:
 def operator(world: World, advice: Callable[[], object]) -> None:
     """Somebody does what the fault's message says, after a while."""
     world.rest(60)
-    with suppress(AGAIN):
+    with suppress(VersionUnknown, *AGAIN):
         advice()
+
+
+def operator_at_work(world: World) -> Callable[[Process], None]:
+    """Does what is in `world.orders`, one after the other; what fails is not tried again."""
+    fs = Hdfs(world)
+
+    def work(process: Process) -> None:
+        while True:
+            if world.orders:
+                with suppress(VersionUnknown, *AGAIN):
+                    world.orders.pop(0)(fs)
+            world.rest(5)
+
+    return work
+
+
+def restore(world: World) -> None:
+    """Put raw segments back from a copy, except where ingest has read their offsets again meanwhile."""
+    for path, (data, _) in world.broken.items():
+        if not _read_again(world, path):
+            world.files[path] = data, world.now_ms
+    world.broken.clear()
+
+
+def _read_again(world: World, path: str) -> bool:
+    folder, _, name = path.rpartition("/")
+    for other, (there, _) in world.files.items():
+        is_left = other in world.broken and world.broken[other][0].startswith(there)
+        if other.startswith(f"{folder}/0") and not is_left:
+            base = int(other.rpartition("/")[2][:20])
+            if base <= int(name[:20]) < base + world.parsed(there).metadata.num_rows:
+                return True
+    return False
+
+
+def choose(fs: Hdfs, back: int, follow: bool) -> None:
+    """Choose the newest version but `back`."""
+    if numbers := versions.numbers(fs, DOMAIN.name)[-1 - back :]:
+        versions.choose(fs, DOMAIN.name, numbers[0], follow)
+
+
+def promote_newest(fs: Hdfs) -> None:
+    """Follow the newest version again; where none is left, take the choices away, since there is nothing to promote."""
+    if versions.numbers(fs, DOMAIN.name):
+        if versions.choices(fs, DOMAIN.name):
+            choose(fs, 0, True)
+    else:
+        fs.delete(f"{versions.SERVED}/{DOMAIN.name}", recursive=True)
 
 
 def raw_table(rows: Rows) -> pa.Table:
@@ -171,43 +332,74 @@ def raw_table(rows: Rows) -> pa.Table:
 # speed ----------------------------------------------------------------------------------------------------------------
 
 
+class Decoded(list[tuple[Place, int, int, bytes | None]]):
+    """Rows of a micro-batch; nothing is remembered."""
+
+    def persist(self) -> Decoded:
+        return self
+
+    def unpersist(self) -> None:
+        pass
+
+
+class Speed(stream_layer.Speed):
+    """The script's query over a source that is not Spark's."""
+
+    def __init__(self, world: World, process: Process) -> None:
+        self.domain, self.ending = DOMAIN, Running()  # type: ignore[assignment]
+        self.log = SpeedLog.open(Hdfs(world), DOMAIN, Kafka(world))
+        self.write = self.log.fs.create
+        self.reading = reading_from(world, process, "speed", self.log.next_offsets())
+
+    def decode(self, rows: Any) -> Any:
+        return Decoded(((t, self.log.logs[t], p), offset, ms, value) for t, p, offset, ms, value in rows.rows())
+
+    def judge(self, decoded: Any) -> Any:
+        return {TOPIC: decoded}
+
+    def positions(self, typed: Any) -> pa.Table:
+        return positions_of(typed[TOPIC])
+
+    def partials(self, typed: Any, trim: str | None, duplicates: pa.Table) -> dict[str, pa.Table]:
+        starts = {place: int(offset) for place, offset in TRIMMED.findall(trim or "")}
+        doubles = set(zip(*(duplicates[n].to_pylist() for n in ("topic", "partition", "offset")), strict=True))
+        good = [
+            event
+            for place, offset, _, value in typed[TOPIC]
+            if (event := decoded(value)) is not None
+            and offset >= starts.get("/".join(place), 0)
+            and (place[0], place[2], offset) not in doubles
+        ]
+        return {TOTALS.name: folded(good)}
+
+    def report(self, *_: Any) -> None:
+        pass
+
+
+TRIMMED = re.compile(r"WHEN '([^']+)' THEN `offset` >= (\d+)")
+
+
 def stream(world: World) -> Callable[[Process], None]:
-    fs, kafka = Hdfs(world), Kafka(world)
+    fs = Hdfs(world)
 
     def work(process: Process) -> None:
         try:
-            speed_log = SpeedLog.open(fs, DOMAIN, kafka)
-            at = speed_log.next_offsets()
+            query = Speed(world, process)
+            source = Source(world, process, query.reading)
             for _ in range(world.random.randrange(3, 25)):
-                told = kafka.state([TOPIC])
-                if TOPIC not in told:
-                    return
-                ends = {(TOPIC, p): s.end for p, s in told[TOPIC].partitions.items()}
-                planned = {place: (at.get(place), max(end, at.get(place) or 0)) for place, end in ends.items()}
-                at |= {place: end for place, (_, end) in planned.items()}
-                one_epoch(speed_log, kafka, planned)
+                if source.next_batch():
+                    query.micro_batch(source, source.batch)  # type: ignore[arg-type]
                 world.rest(4)
         except (LogReplaced, DataExpired):
             world.rest(100)
+        except VersionUnknown:
+            operator(world, lambda: promote_newest(fs))
+        except MasterWentBack:
+            operator(world, lambda: restore(world))
         except AGAIN:
             world.rest(2)
 
     return work
-
-
-def one_epoch(speed_log: SpeedLog, kafka: Kafka, planned: Mapping[tuple[str, int], tuple[int | None, int]]) -> None:
-    speed_log.follow_versions()
-    rows: list[tuple[Place, int, int, bytes | None]] = []
-    for (topic, p), (start, end) in planned.items():
-        place = topic, speed_log.logs[topic], str(p)
-        begin = start if start is not None else speed_log._origin(topic, str(p))
-        rows += [(place, o, ms, v) for o, ms, _, v in (kafka.read(topic, p, begin, end) if begin < end else [])]
-    positions = positions_of(rows)
-    speed_log.check_topics()
-    while (epoch := speed_log.next_epoch(positions, planned)) is not None:
-        values = {(place, o): decoded(v) for place, o, _, v in rows}
-        if speed_log.append(epoch, {"totals": partials(epoch, values)}, speed_log.fs.create):
-            return
 
 
 def positions_of(rows: Iterable[tuple[Place, int, int, bytes | None]]) -> pa.Table:
@@ -223,19 +415,9 @@ def positions_of(rows: Iterable[tuple[Place, int, int, bytes | None]]) -> pa.Tab
     return pa.table([pa.array(c, k) for c, k in zip(columns, kinds, strict=True)], names=names)
 
 
-def partials(epoch: NextEpoch, values: Mapping[tuple[Place, int], dict[str, Any] | None]) -> pa.Table:
-    doubles = set(zip(*(epoch.duplicates[n].to_pylist() for n in ("topic", "partition", "offset")), strict=True))
-    good = [
-        values[place, offset]
-        for place, valid in epoch.valid.items()
-        for offset, _ in valid
-        if (place[0], place[2], offset) not in doubles
-    ]
-    return folded([event for event in good if event is not None])
-
-
-def folded(good: Iterable[Mapping[str, Any]]) -> pa.Table:
-    shops: dict[str, list[int]] = {}
+def folded(good: Iterable[Mapping[str, Any]], stored: Iterable[Mapping[str, Any]] = ()) -> pa.Table:
+    """Fold events to the stored columns of the view, on top of stored rows."""
+    shops = {row["shop"]: [row["events"], int(row["amount"])] for row in stored}
     for event in good:
         total = shops.setdefault(event["shop"], [0, 0])
         total[0] += 1
@@ -256,42 +438,71 @@ def batch(world: World) -> Callable[[Process], None]:
                 one_run(world, fs, again=world.random.random() < 0.1)
                 world.rest(world.random.choice((15, 60, 1800) if world.faults.kill else (15,)))
         except VersionUnknown:
-            raise
+            operator(world, lambda: promote_newest(fs))
+        except MasterWentBack:
+            operator(world, lambda: restore(world))
         except AGAIN:
             world.rest(2)
 
     return work
 
 
+def compaction(world: World) -> Callable[[Process], None]:
+    """What a batch run does at its end, alone and more often."""
+    fs = Hdfs(world)
+
+    def work(process: Process) -> None:
+        try:
+            compact.clean_staging(fs)
+            compact.compact(fs, MASTER, [TOPIC], compact.SETTLED_SECONDS)
+        except (MasterWentBack, *AGAIN):
+            pass
+        world.rest(world.random.choice((5, 40)))
+
+    return work
+
+
 def one_run(world: World, fs: Hdfs, again: bool = False) -> None:
-    """One batch run; `again` parses the raw log anew."""
-    versions.set_aside(fs, DOMAIN.name)
-    _, parent, number = build.basis(fs, DOMAIN, candidate=False)
-    if again:
-        events.forget_typed(fs, DOMAIN)
-    events.extend_typed(fs, STREAM, typing(fs))
-    typed = build.typed_log(fs, DOMAIN)
-    if not parent.version and not build.any_rows(typed):
-        return
-    before = build.horizon_of(fs, parent, DOMAIN, typed)
-    newest, known = build.newest_chain(fs, DOMAIN)
-    horizon = choose_horizon(build.heads(typed), before, newest, known, world.utc())
-    if not (parent.version and horizon == parent.horizon):
-        rows, counts = below(fs, typed[TOPIC], horizon)
-        build._check_rows(DOMAIN, typed, horizon, counts)
-        staging = f"{log.STAGING}/version-{DOMAIN.name}-{number}-{world.time_ns()}"
-        table = folded(rows)
-        fs.create(f"{staging}/totals/part-0.parquet", parquet(table))
-        entry = {"hash": TOTALS.definition_hash, "rows": table.num_rows, "files": ["part-0.parquet"], "bytes": 1}
-        built = Manifest(
-            DOMAIN.name, number, parent.version, horizon, DOMAIN.definition_hash, DOMAIN.report_hash, {TOPIC: STREAM.schema_hash},
-            {"totals": entry}, {}, {TOPIC: counts[TOPIC]}, {}, len(rows), None, world.utc().isoformat(), parent.line, DOMAIN.to_json(),
-        )  # fmt: skip
-        build.commit_version(fs, built, staging)
-    build.prune(fs, DOMAIN, 2)
+    """One batch run as `batch_layer.py` makes it; `again` parses the raw log anew."""
+    chance = world.random.random()
+    args = SimpleNamespace(typed=again, full=again or chance < 0.15, candidate=not again and chance > 0.95)
+    shown = SimpleNamespace(**dict.fromkeys(("set_aside", "typed", "version", "compacted"), lambda *_: None))
+    settings = SimpleNamespace(hdfs_url="", keep_versions=2)
     compact.clean_staging(fs)
-    compact.compact(fs, MASTER, [TOPIC])
-    compact.compact(fs, events.typed_root(STREAM), [TOPIC])
+    batch_layer.run_listed_again(fs, fs, DOMAIN, settings, args, shown, again=False)
+
+
+def version(
+    spark: Hdfs, fs: Hdfs, domain: Domain, url: str, parent: Manifest, horizon: Position, log_: Partitions, full: bool,
+    number: int, candidate: bool = False,
+) -> Manifest | None:  # fmt: skip
+    """`build.version` without Spark: what is new is added to the parent's rows, unless all is folded anew."""
+    staging = f"{log.STAGING}/version-{domain.name}-{number}-{build.utc_now():%Y%m%dT%H%M%S%f}"
+    rows, counts = typed_rows(fs, log_[TOPIC], build._since(STREAM, parent, log_, horizon, full))
+    entry, earlier = parent.views.get(TOTALS.name), []
+    if build._continues(STREAM, parent, full):
+        counts = summed([parent.counts, counts])
+        if entry is not None:
+            folder = f"{versions.folder(domain.name, parent.version)}/{TOTALS.name}"
+            build._check_files(fs, folder, entry)
+            for file in entry["files"]:
+                try:
+                    earlier += fs.open_parquet(f"{folder}/{file}").read().to_pylist()
+                except (pa.ArrowException, OSError) as error:
+                    if isinstance(error, FileNotFoundError):
+                        raise
+                    raise build.VersionDamaged(f"{folder}: {error}") from error
+    table = folded(rows, earlier)
+    fs.create(f"{staging}/{TOTALS.name}/part-0.parquet", parquet(table))
+    build._check_rows(domain, log_, horizon, counts)
+    good = sum(n.get("good", 0) for by in counts.get(TOPIC, {}).values() for n in by.values())
+    view = {"hash": TOTALS.definition_hash, "rows": table.num_rows, "files": ["part-0.parquet"], "bytes": 1}
+    built = Manifest(
+        domain.name, number, parent.version, horizon, domain.definition_hash, domain.report_hash, {TOPIC: STREAM.schema_hash},
+        {TOTALS.name: view}, {}, counts, {}, good, None, build.utc_now().isoformat(), number if candidate else parent.line,
+        domain.to_json(),
+    )  # fmt: skip
+    return build.commit_version(fs, built, staging)
 
 
 def typing(fs: Hdfs) -> events.WriteTyped:
@@ -332,29 +543,30 @@ TYPED = pa.schema(
 def rows_of(fs: Hdfs, partition: Partition, start: int, end: int, columns: list[str]) -> list[dict[str, Any]]:
     found = []
     for segment in partition.segments_between(max(start, partition.origin), end):
-        file = fs.open_parquet(segment.path)
+        try:
+            file = fs.open_parquet(segment.path)
+        except pa.ArrowInvalid as error:
+            raise StartAgain(f"{segment.path}: {error}") from error
         if file.metadata.num_rows:
             found += [r for r in file.read(columns=columns).to_pylist() if start <= r["offset"] < end]
     return found
 
 
-def below(
-    fs: Hdfs, typed: Mapping[str, Mapping[str, Partition]], horizon: Position
+def typed_rows(
+    fs: Hdfs, typed: Mapping[str, Mapping[str, Partition]], ranges: events.Ranges
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Return the good typed rows below a horizon, and the counts by problem."""
+    """Return the good typed rows of ranges, and the counts by problem."""
     good: list[dict[str, Any]] = []
     counts: dict[str, Any] = {TOPIC: {}}
-    for lg, by in typed.items():
-        for p, partition in by.items():
-            end = offset_in(horizon, TOPIC, lg, p, partition.origin)
-            tally: dict[str, int] = {}
-            for row in rows_of(fs, partition, partition.origin, end, ["offset", "problem", "shop", "n"]):
-                name = row["problem"] or "good"
-                tally[name] = tally.get(name, 0) + 1
-                if name == "good":
-                    good.append(row)
-            if tally:
-                counts[TOPIC].setdefault(lg, {})[p] = tally
+    for (lg, p), (start, end) in ranges.items():
+        tally: dict[str, int] = {}
+        for row in rows_of(fs, typed[lg][p], start, end, ["offset", "problem", "shop", "n"]):
+            name = row["problem"] or "good"
+            tally[name] = tally.get(name, 0) + 1
+            if name == "good":
+                good.append(row)
+        if tally:
+            counts[TOPIC].setdefault(lg, {})[p] = tally
     return good, counts
 
 
@@ -379,7 +591,7 @@ class Serving:
                 if found is not None and found is not self.snapshot:
                     self.judge(found)
                 self.snapshot = found
-            except (OSError, HdfsUnavailable):
+            except (OSError, HdfsUnavailable, MasterWentBack):
                 pass
             self.world.rest(3)
 
@@ -392,6 +604,43 @@ class Serving:
         watch.look(reader, ids)
         watch.note(self.world.time(), ids, {TOPIC: {p: (s.start, s.end) for p, s in kafka[TOPIC].partitions.items()}})
         return watch.ledger(self.snapshot, self.world.time())
+
+
+def recounted(world: World, end: Mapping[str, Mapping[str, int]], there: Mapping[tuple[str, str], list[int]]) -> str:
+    """What the reader of recount and proof says otherwise than the offsets that are there below an end; Kafka is not asked."""
+    whole = {lg: {p: offset for p, offset in by.items() if (lg, p) in there} for lg, by in end.items()}
+    reader = object.__new__(RawLog)
+    reader._client = Client(world)  # type: ignore[assignment]
+    reader.end, reader.topics = {TOPIC: whole}, frozenset((TOPIC,))
+    reader.found, reader.begun, reader._listed_again = {}, {}, set()
+    reader.account = Account()
+    reader._list(TOPIC)
+    read: dict[tuple[str, str], list[int]] = {}
+    for (_, lg, p), rows in reader.chunks():
+        read.setdefault((lg, p), []).extend(rows["offset"].to_pylist())
+    if reader.account.faults:
+        return f"the recount names {reader.account.faults}"
+    below = {(lg, p): [o for o in there[lg, p] if o < offset] for lg, by in whole.items() for p, offset in by.items()}
+    different = {
+        place: (read.get(place, []), offsets) for place, offsets in below.items() if offsets != read.get(place, [])
+    }
+    return f"the recount reads other rows than there are: {different}" if different else ""
+
+
+class Client:
+    """What `engine.rawlog` asks of hdfs-native."""
+
+    def __init__(self, world: World) -> None:
+        self.fs = Hdfs(world)
+
+    def list_status(self, path: str, recursive: bool) -> list[Any]:
+        return [
+            SimpleNamespace(path=e.path, isdir=e.is_folder, modification_time=e.modified_ms)
+            for e in self.fs.list(path, recursive)
+        ]
+
+    def read(self, path: str) -> io.BytesIO:
+        return io.BytesIO(self.fs.read(path))
 
 
 _DATABASE = open_database()

@@ -5,12 +5,14 @@ Each is a function that patches the product; the name says what is wrong, the nu
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from engine import build, commit, continuity, derived, events, log, mirror, snapshot, speed
+from engine import build, chain, commit, compact, continuity, derived, events, log, mirror, snapshot, speed, versions
 from engine.log import Partition
 from engine.mirror import Mirror
 
@@ -104,16 +106,99 @@ def _without_counting(real: Any) -> Any:
     return committed
 
 
-# Mutant → a schedule that finds it (or one of the next few, since every step of the product moves what follows).
-FOUND_BY: dict[Patch, int] = {
-    a_cut_partition_is_mirrored_again_from_its_start: 0,
-    nobody_proves_that_kafka_continues_what_is_stored: 0,
-    any_typed_segment_makes_the_folder_it_goes_into: 184,
-    a_number_comes_back_when_its_folder_is_deleted: 53,
-    an_accepted_gap_is_not_counted: 10,
-    holes_are_not_counted: 0,
-    coverage_never_falls: 5,
-    a_chain_is_continued_whatever_kafka_has_by_now: 34,
-    kafkas_ends_are_asked_before_the_heads: 10,
-    a_staged_file_that_went_away_is_a_hole: 22,
+def a_wider_name_covers_whatever_begins_inside_it(patch: pytest.MonkeyPatch) -> None:
+    def chosen(found: Any) -> Any:
+        kept: list[Any] = []
+        for segment in sorted(found, key=lambda s: (s.base, -(s.end or s.base))):
+            if not kept or kept[-1].end is None or segment.base >= kept[-1].end:
+                kept.append(segment)
+        ended = [replace(s, end=s.end if s.end is not None else after.base) for s, after in itertools.pairwise(kept)]
+        return [*ended, kept[-1]], [s for s in found if s.path not in {k.path for k in kept}]
+
+    def delete_all(fs: Any, reader: Any, partition: Partition) -> int:
+        for segment in partition.superfluous:
+            fs.delete(segment.path)
+        return len(partition.superfluous)
+
+    patch.setattr(log, "chain_of_segments", chosen)
+    patch.setattr(log, "_first_break", lambda kept: None)
+    patch.setattr(compact, "_delete_superfluous", delete_all)
+    real = compact._merge
+
+    def merge(fs: Any, *more: Any) -> int:
+        with pytest.MonkeyPatch.context() as inner:
+            inner.setattr(fs, "status", lambda path: True)  # the members are not looked at again
+            return real(fs, *more)
+
+    patch.setattr(compact, "_merge", merge)
+
+
+def whoever_comes_last_says_where_a_log_begins(patch: pytest.MonkeyPatch) -> None:
+    real = mirror.commit_origin
+
+    def commit_origin(fs: Any, root: str, place: Any, origin: log.Origin) -> log.Origin:
+        fs.delete(f"{log.partition_folder(root, *place)}/{log.ORIGIN_FILE}")
+        return real(fs, root, place, origin)
+
+    patch.setattr(mirror, "commit_origin", commit_origin)
+
+
+def a_chain_begins_where_kafka_begins(patch: pytest.MonkeyPatch) -> None:
+    real = speed._start_at
+
+    def start_at(newest: Any, origins: Any) -> Any:
+        zero = {t: {lg: dict.fromkeys(by, 0) for lg, by in logs.items()} for t, logs in origins.items()}
+        return real(newest, zero)
+
+    patch.setattr(speed, "_start_at", start_at)
+
+
+def a_log_begins_at_the_first_segment_that_is_there(patch: pytest.MonkeyPatch) -> None:
+    real = log.LogReader._partition
+
+    def partition(self: Any, listed: Any) -> Partition:
+        found = real(self, listed)
+        first = found.segments[0].base if found.segments else found.origin
+        return replace(found, origin=first, damage="" if found.damage.startswith("it begins") else found.damage)
+
+    patch.setattr(log.LogReader, "_partition", partition)
+
+
+def a_read_of_several_steps_gives_up_where_a_file_went_away(patch: pytest.MonkeyPatch) -> None:
+    def once(read: Callable[[], Any]) -> Any:
+        try:
+            return read()
+        except FileNotFoundError as error:
+            raise AssertionError(f"a layer ends: {error!r}") from error
+
+    patch.setattr(derived, "listed_again", once)
+
+
+def damage_ends_whoever_reads_it(patch: pytest.MonkeyPatch) -> None:
+    def end(damage: Exception) -> None:
+        raise damage
+
+    for read in (chain.chains, chain.epochs, versions.manifests, versions.choice):
+        patch.setattr(read, "__defaults__", (end,))
+
+
+# Mutant → the row of the list, and a schedule that finds it (or one of the next few, since every step of the product moves
+# what follows); `python -m tests.simulation --mutants` looks for them anew. Row 20, a shared checkpoint, is Spark's alone.
+FOUND_BY: dict[Patch, tuple[int, int]] = {
+    a_cut_partition_is_mirrored_again_from_its_start: (1, 0),
+    nobody_proves_that_kafka_continues_what_is_stored: (2, 0),
+    any_typed_segment_makes_the_folder_it_goes_into: (3, 0),
+    a_number_comes_back_when_its_folder_is_deleted: (4, 0),
+    a_wider_name_covers_whatever_begins_inside_it: (5, 0),
+    whoever_comes_last_says_where_a_log_begins: (6, 0),
+    a_chain_begins_where_kafka_begins: (7, 0),
+    a_log_begins_at_the_first_segment_that_is_there: (8, 0),
+    an_accepted_gap_is_not_counted: (9, 0),
+    holes_are_not_counted: (13, 0),
+    a_staged_file_that_went_away_is_a_hole: (13, 0),
+    coverage_never_falls: (15, 0),
+    a_chain_is_continued_whatever_kafka_has_by_now: (15, 0),
+    a_read_of_several_steps_gives_up_where_a_file_went_away: (21, 0),
+    damage_ends_whoever_reads_it: (23, 0),
+    kafkas_ends_are_asked_before_the_heads: (24, 0),
 }

@@ -1,18 +1,24 @@
 """One schedule: what the world does, step by step, while two of every layer run; and what must hold after each step.
 
-A schedule is a list of moves that a seed makes; the same seed and moves give the same steps to the letter. The oracle
-below shares nothing with the product: it knows what Kafka was given, reads Parquet itself, and counts.
+A schedule is drawn from a seed: moves (what happens to Kafka, to files, to time), each at a step, and faults. Every part
+can be left out without moving the others: `Schedule(seed, moves, only, without)` with fewer moves, the steps at which faults
+may happen, and processes that are never started. The same arguments give the same steps to the letter (`World.digest`).
+The oracle below shares nothing with the product: it knows what Kafka was given, reads Parquet itself, and counts.
+
+To add a process: `layers.py` gets a function that returns `work(process)`, and `Schedule.run` adds it under a name. To add
+a move: a function of the schedule in `MOVES`; whatever chance it needs comes from `schedule.random`.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
+from engine import versions
 from engine.log import EVENTS, MASTER
 from engine.snapshot import Snapshot
 from tests.simulation import layers
@@ -21,8 +27,13 @@ from tests.simulation.world import Faults, Hdfs, Stuck, World, remove
 from tests.unit.memorykafka import KafkaPartition
 
 CHUNK = 60  # steps between two moves
+HURRY = 30  # in some schedules segments settle, and staging grows old, so many times faster
 QUIET_STEPS = 16_000
+QUIET_LOOK = 250
 SHOPS = "ab"
+
+Raw = dict[tuple[str, str], dict[int, tuple[int, str | None]]]  # log, partition → offset → timestamp, value
+Move = tuple[int, str]  # the step before which it happens, and what
 
 
 @dataclass
@@ -32,7 +43,7 @@ class Truth:
     world: World
     given: dict[int, int] = field(default_factory=dict)  # timestamp of a record → how often it was stored
     partitions: dict[str, dict[int, KafkaPartition]] = field(default_factory=dict)  # topic id → partitions
-    expired: set[int] = field(default_factory=set)
+    ever: set[int] = field(default_factory=set)  # timestamps of the records that were stored at any time
     _rows: dict[bytes, list[tuple[int, int, str | None]]] = field(default_factory=dict)
 
     def note(self) -> None:
@@ -41,11 +52,19 @@ class Truth:
             topic_id, partitions = self.world.kafka.topics[TOPIC]
             self.partitions[topic_id] = partitions
 
-    def raw(self) -> dict[tuple[str, str], dict[int, tuple[int, str | None]]]:
+    def _whole(self) -> dict[str, tuple[bytes, int]]:
+        """The files as they are once raw segments that were cut are restored."""
+        broken = self.world.broken
+        return {
+            path: broken[path] if path in broken and broken[path][0].startswith(file[0]) else file
+            for path, file in self.world.files.items()
+        }
+
+    def raw(self) -> Raw:
         """(log, partition) → offset → (timestamp, value) of every raw row. Raises AssertionError where one is doubled."""
-        found: dict[tuple[str, str], dict[int, tuple[int, str | None]]] = {}
+        found: Raw = {}
         stored: dict[int, tuple[str, str, int]] = {}
-        for path, (data, _) in self.world.files.items():
+        for path, (data, _) in self._whole().items():
             if not path.startswith(f"{MASTER}/") or not path.endswith(".parquet"):
                 continue
             lg, p = (part.split("=", 1)[1] for part in path.split("/")[-3:-1])
@@ -56,30 +75,38 @@ class Truth:
                 )
                 before = found.setdefault((lg, p), {}).setdefault(offset, (stamp, value))
                 assert before == (stamp, value), f"two rows at {place}"
+        copies = {stamp for data, _ in self.world.broken.values() for _, stamp, _ in self._parsed(data)}
+        lost = self.ever - stored.keys() - copies
+        assert not lost, f"records {sorted(lost)[:5]} were stored and are gone"
+        self.ever |= stored.keys()
         return found
 
     def head(self, lg: str, p: str) -> int:
         """Up to where the raw log of a partition covers offsets, with rows or without."""
         folder = f"{MASTER}/topic={TOPIC}/log={lg}/partition={p}/"
         head = 0
-        for path, (data, _) in self.world.files.items():
+        for path, (data, _) in self._whole().items():
             if path.startswith(folder) and path.endswith(".parquet"):
                 footer = self.world.parsed(data).metadata
                 told = (footer.metadata or {}).get(b"highwater.end")
                 head = max(head, int(told) if told else int(path[len(folder) :][:20]) + footer.num_rows)
         return head
 
-    def has_gap(self, lg: str, p: str) -> bool:
-        """Whether a loss was accepted in a partition."""
+    def without_rows(self, lg: str, p: str) -> tuple[list[tuple[int, int]], int]:
+        """The accepted gaps of a partition, and how many offsets of it are holes, by the footers."""
         folder = f"{MASTER}/topic={TOPIC}/log={lg}/partition={p}/"
-        footers = [
-            self.world.parsed(d).metadata
-            for n, (d, _) in self.world.files.items()
-            if n.startswith(folder) and n.endswith(".parquet")
-        ]
-        return any(
-            b"highwater.end" in (f.metadata or {}) and b"highwater.holes" not in (f.metadata or {}) for f in footers
-        )
+        gaps: set[tuple[int, int]] = set()
+        holes: set[int] = set()
+        for path, (data, _) in self._whole().items():
+            if path.startswith(folder) and path.endswith(".parquet"):
+                footer = self.world.parsed(data).metadata
+                told = footer.metadata or {}
+                if b"highwater.end" in told and b"highwater.holes" not in told:
+                    gaps.add((int(path[len(folder) :][:20]), int(told[b"highwater.end"])))
+                for part in told.get(b"highwater.missing", b"").decode().split():
+                    start, _, end = part.partition("-")
+                    holes |= set(range(int(start), int(end)))
+        return sorted(gaps), len(holes)
 
     def _parsed(self, data: bytes) -> list[tuple[int, int, str | None]]:
         if data not in self._rows:
@@ -99,8 +126,8 @@ class Truth:
         ]
 
 
-def totals(rows: dict[int, bytes | str | None]) -> tuple[int, int]:
-    """Number and sum of the good events among rows, duplicates as declared."""
+def totals(rows: dict[int, bytes | str | None], gaps: Sequence[tuple[int, int]] = ()) -> tuple[int, int]:
+    """Number and sum of the good events among rows, duplicates as declared; those in gaps are known, not counted."""
     newest: dict[str, int] = {}
     events = amount = 0
     for offset in sorted(rows):
@@ -110,7 +137,7 @@ def totals(rows: dict[int, bytes | str | None]) -> tuple[int, int]:
             continue
         before = newest.get(event["id"])
         newest[event["id"]] = offset
-        if before is None or offset - before > WINDOW:
+        if (before is None or offset - before > WINDOW) and not any(low <= offset < high for low, high in gaps):
             events, amount = events + 1, amount + event["n"]
     return events, amount
 
@@ -118,38 +145,52 @@ def totals(rows: dict[int, bytes | str | None]) -> tuple[int, int]:
 class Schedule:
     """Two ingests, streams and batch layers and one serving process in a world, and what happens to them."""
 
-    def __init__(self, seed: int, moves: list[str] | None = None) -> None:
-        self.seed, random = seed, Random(seed)
-        self.world = World(Random(random.random()))
-        self.random = Random(random.random())
-        own = drawn(random)
-        self.moves = own if moves is None else moves
+    def __init__(
+        self,
+        seed: int,
+        moves: Sequence[Move] | None = None,
+        only: Collection[int] | None = None,
+        without: Collection[str] = (),
+    ) -> None:
+        self.seed, self.without, self.random = seed, without, Random(seed)
+        own = drawn(self.random)
+        self.moves = tuple(own if moves is None else moves)
+        self.latest = self.random.random() < 0.15
+        self.hurry = self.random.choice((1, 1, HURRY))
+        self.faults = Faults(0.002, self.random.choice((0.002, 0.002, 0.02)), 0.03, 0.1)
+        self.world = World(Random(seed), seed, None if only is None else frozenset(only))
         self.truth = Truth(self.world)
-        self.world.kafka.create(TOPIC, 2)
+        self.world.kafka.create(TOPIC, 2 if self.hurry == 1 else 1)
         self.truth.note()
         self.serving = Serving(self.world, self.judge)
-        self.latest = random.random() < 0.15
         self._ids = itertools.count(1)
         self._stamps = itertools.count(10_000)
 
     def run(self) -> World:
         """Raises AssertionError where something does not hold."""
         world = self.world
-        with layers.patched(world):
+        with layers.patched(world, self.hurry):
             try:
                 self.append(0)
                 for number in (1, 2):
-                    world.add(f"ingest-{number}", layers.ingest(world, self.latest))
-                    world.add(f"stream-{number}", layers.stream(world))
-                    world.add(f"batch-{number}", layers.batch(world))
-                world.add("serving", self.serving.work)
-                world.faults = Faults(kill=0.002, pause=0.002, lost_answer=0.03)
-                for move in self.moves:
-                    world.run(CHUNK)
+                    self.start(f"ingest-{number}", layers.ingest(world, self.latest, self.false_alarm))
+                    self.start(f"stream-{number}", layers.stream(world))
+                    self.start(f"batch-{number}", layers.batch(world))
+                    if self.hurry > 1:
+                        self.start(f"compaction-{number}", layers.compaction(world))
+                self.start("serving", self.serving.work)
+                self.start("operator", layers.operator_at_work(world))
+                world.faults = self.faults
+                for step, move in self.moves:
+                    world.run(step - world.steps)
                     world.trace.append(f"MOVE {move}")
+                    self.random = Random(f"{self.seed} {step}")
                     MOVES[move](self)
                     self.truth.note()
+                world.run(CHUNK)
                 world.faults = Faults()
+                layers.restore(world)
+                world.orders.append(layers.promote_newest)
                 for process in world.processes:
                     process.runnable_at = min(process.runnable_at, world.now)
                 self.come_to_rest()
@@ -157,10 +198,20 @@ class Schedule:
                 world.kill_all()
         return world
 
+    def start(self, name: str, work: Callable[[layers.Process], None]) -> None:
+        if name not in self.without:
+            self.world.add(name, work)
+
+    def false_alarm(self, error: Exception) -> None:
+        """A log is said to be replaced only if Kafka ever lost something of it."""
+        lost = any(partition.lives for by in self.truth.partitions.values() for partition in by.values())
+        assert lost or len(self.truth.partitions) > 1, f"nothing was lost, and an operator is told: {error}"
+
     # what holds -----------------------------------------------------------------------------------------------------
 
     def judge(self, snapshot: Snapshot) -> None:
-        """An answer equals a direct count below its own coverage."""
+        """An answer equals a direct count below its own coverage, and reaches no less far than the one before it."""
+        self.does_not_go_back(snapshot)
         said = self.answer(snapshot)
         raw = self.truth.raw()
         choices: list[list[tuple[int, int]]] = []
@@ -169,15 +220,36 @@ class Schedule:
                 stored = {o: value for o, (_, value) in raw.get((lg, p), {}).items()}
                 head = self.truth.head(lg, p)
                 begin = self.origin(lg, p)
+                gaps, _ = self.truth.without_rows(lg, p)
+                horizon = snapshot.manifest.horizon.get(TOPIC, {}).get(lg, {}).get(p, begin)
+                # Above the horizon epochs may have counted what became an accepted gap.
+                left_out = [[], gaps, [gap for gap in gaps if gap[0] < horizon]]
                 found = []
                 for life in self.truth.lives(lg.partition(".")[0], p):
                     for rows in ({**{o: v for o, v in life.items() if o >= head}, **stored}, {**stored, **life}):
-                        found.append(totals({o: v for o, v in rows.items() if begin <= o < end}))
-                if self.truth.has_gap(lg, p):
-                    return  # epochs may have counted what became an accepted gap, until a horizon has passed it
+                        below = {o: v for o, v in rows.items() if begin <= o < end}
+                        found += [totals(below, gaps) for gaps in left_out[: 3 if gaps else 1]]
+                        if gaps:
+                            found.append(
+                                totals({o: v for o, v in below.items() if not any(a <= o < b for a, b in gaps)})
+                            )
                 choices.append(list(dict.fromkeys(found)))
         possible = {(sum(e for e, _ in one), sum(a for _, a in one)) for one in itertools.product(*choices)}
         assert said in possible, f"{said} answered at {snapshot.as_of}, counted {sorted(possible)}"
+
+    def does_not_go_back(self, snapshot: Snapshot) -> None:
+        """Coverage falls only where Kafka lost what was covered, or an operator chose another version."""
+        before = self.serving.snapshot
+        if before is None or any(name.startswith(f"{versions.SERVED}/") for name in self.world.files):
+            return
+        kafka = self.world.kafka.topics.get(TOPIC, ("", {}))[0]
+        for lg, by in before.coverage.get(TOPIC, {}).items():
+            for p, end in by.items():
+                stem = lg.partition(".")[0]
+                logs = snapshot.coverage.get(TOPIC, {}).items()
+                now = max([self.origin(lg, p), *(by.get(p, 0) for log, by in logs if log.partition(".")[0] == stem)])
+                lost = stem != kafka or len(self.truth.lives(kafka, p)) > 1
+                assert now >= end or lost, f"log {lg} partition {p} was covered up to {end}, now {now}"
 
     def origin(self, lg: str, p: str) -> int:
         path = f"{MASTER}/topic={TOPIC}/log={lg}/partition={p}/_origin"
@@ -194,8 +266,8 @@ class Schedule:
     def come_to_rest(self) -> None:
         """After the faults everything is mirrored, counted, folded and served, and the ledger balances."""
         missing = "nothing was tried"
-        for _ in range(QUIET_STEPS // 500):
-            self.world.run(500)
+        for _ in range(QUIET_STEPS // QUIET_LOOK):
+            self.world.run(QUIET_LOOK)
             missing = self.unfinished()
             if not missing:
                 return
@@ -236,7 +308,27 @@ class Schedule:
             exact = [exact[0] + counted[0], exact[1] + counted[1]]
         if self.answer(snapshot) != tuple(exact):
             return f"{self.answer(snapshot)} answered, {exact} lie in the raw log below {covered}"
-        return ""
+        return self.misjudged(raw, covered, ledger)
+
+    def misjudged(self, raw: Raw, covered: dict[str, dict[str, int]], ledger: dict[str, Any]) -> str:
+        """What the ledger or the recount's own reader say otherwise than the files."""
+        for lg, by in covered.items():
+            for p, end in by.items():
+                if end > (head := max(self.truth.head(lg, p), self.origin(lg, p))):
+                    return f"log {lg} partition {p} is covered up to {end} and ends at {head}"
+        gaps: set[tuple[str, str, int, int]] = set()
+        for row in ledger["partitions"]:
+            lg, p = row["log"], row["partition"]
+            accepted, holes = self.truth.without_rows(lg, p)
+            gaps |= {(lg, p, *gap) for gap in accepted}
+            said = row["raw_head"], row["raw"], row["holes"], row["gaps"]
+            there = self.truth.head(lg, p), len(raw.get((lg, p), {})), holes, sum(b - a for a, b in accepted)
+            if said != there and self.truth.head(lg, p):
+                return f"log {lg} partition {p}: the ledger says {said}, the files {there}"
+        missing = {(m["log"], m["partition"], m["start"], m["end"]) for m in ledger["missing"]}
+        if missing != gaps:
+            return f"{missing} is said to be missing, {gaps} is"
+        return layers.recounted(self.world, covered, {place: sorted(rows) for place, rows in raw.items()})
 
     # what happens ---------------------------------------------------------------------------------------------------
 
@@ -299,6 +391,29 @@ class Schedule:
         else:
             self.world.files[path] = (data[: self.random.randrange(len(data) + 1)], at + 1)
 
+    def newest_version(self) -> None:
+        """Delete the newest version by hand."""
+        if numbers := versions.numbers(Hdfs(self.world), layers.DOMAIN.name):
+            remove(self.world, versions.folder(layers.DOMAIN.name, numbers[-1]))
+
+    def raw(self) -> None:
+        """Delete or cut a raw segment, which is put back once a layer names it, and at the end."""
+        segments = sorted(n for n in self.world.files if n.startswith(f"{MASTER}/") and n.endswith(".parquet"))
+        segments = [path for path in segments if path not in self.world.broken]
+        if segments:
+            path = self.random.choice(segments)
+            data, at = self.world.files[path]
+            self.world.broken[path] = data, at
+            if self.random.random() < 0.5:
+                remove(self.world, path)
+            else:
+                self.world.files[path] = (data[: len(data) // 2], at + 1)
+
+    def choose(self) -> None:
+        """An operator promotes a version, or goes back to one."""
+        follow, back = self.random.random() < 0.5, self.random.randrange(3)
+        self.world.orders.append(lambda fs: layers.choose(fs, back, follow))
+
 
 MOVES: dict[str, Callable[[Schedule], Any]] = {
     "append": lambda s: s.append(s.partition(), s.random.randrange(1, 12)),
@@ -312,42 +427,32 @@ MOVES: dict[str, Callable[[Schedule], Any]] = {
     "epoch": lambda s: s.damage("/data/speed_views/sim/"),
     "chain": lambda s: s.damage("/data/speed_views/sim/", whole=True),
     "version": lambda s: s.damage("/data/batch_views/_versions/", whole=True),
+    "newest version": Schedule.newest_version,
+    "choose": Schedule.choose,
+    "choice": lambda s: s.damage(versions.SERVED),
+    "taken": lambda s: s.damage("/data/batch_views/_taken/"),
+    "raw": Schedule.raw,
     "manifest": lambda s: s.damage("/data/batch_views/_versions/"),
     "typed": lambda s: remove(s.world, EVENTS),
     "retype": lambda s: layers.events.forget_typed(Hdfs(s.world), layers.DOMAIN),
 }
 ORDINARY = ("append", "append", "append", "append", "transaction", "wait")
 RARE = tuple(name for name in MOVES if name not in ORDINARY)
+# What belongs to one story.
+TOGETHER = (("raw", "retype"), ("newest version", "choose"), ("cut", "epoch"), ("cut", "forget"), ("retype", "typed"))
 
 
-def drawn(random: Random) -> list[str]:
+def drawn(random: Random) -> list[Move]:
     """Moves of a schedule: traffic, and a few rare things of one or two kinds."""
-    kinds = random.sample(RARE, random.choice((0, 1, 1, 2, 2, 3)))
-    length = random.randrange(4, 16)
-    return [
-        random.choice(kinds) if kinds and random.random() < 0.25 else random.choice(ORDINARY) for _ in range(length)
-    ]
-
-
-def fails(seed: int, moves: list[str] | None = None) -> str:
-    """Return why a schedule fails, empty if it does not."""
-    try:
-        Schedule(seed, moves).run()
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return ""
-
-
-def shrunk(seed: int, moves: list[str]) -> list[str]:
-    """Leave out what is not needed for a schedule to fail."""
-    size = max(1, len(moves) // 2)
-    while size:
-        start = 0
-        while start < len(moves):
-            fewer = moves[:start] + moves[start + size :]
-            if fails(seed, fewer):
-                moves = fewer
-            else:
-                start += size
-        size //= 2
-    return moves
+    kinds = (
+        list(random.choice(TOGETHER)) if random.random() < 0.2 else random.sample(RARE, random.choice((0, 1, 1, 2, 3)))
+    )
+    if "raw" in kinds:
+        # A log that is closed while one of its segments is away is closed without it; a copy then comes too late.
+        kinds = [kind for kind in kinds if kind not in ("cut", "lose disk", "recreate")]
+    names = (
+        random.choice(kinds) if kinds and random.random() < 0.25 else random.choice(ORDINARY)
+        for _ in range(random.randrange(4, 16))
+    )
+    first = random.randrange(10, CHUNK)
+    return [(first + number * CHUNK, name) for number, name in enumerate(names)]

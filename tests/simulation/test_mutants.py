@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.simulation.mutants import FOUND_BY, Patch
-from tests.simulation.schedule import fails
+from tests.simulation.shrink import Case, outcome
 
 NEXT = 60
 
@@ -13,5 +13,5 @@ NEXT = 60
 @pytest.mark.parametrize("mutant", FOUND_BY, ids=lambda mutant: mutant.__name__)
 def test_a_fault_of_old_is_found(mutant: Patch, monkeypatch: pytest.MonkeyPatch) -> None:
     mutant(monkeypatch)
-    first = FOUND_BY[mutant]
-    assert any(fails(seed) for seed in range(first, first + NEXT))
+    _, first = FOUND_BY[mutant]
+    assert any(outcome(Case.of(seed)).error for seed in range(first, first + NEXT))

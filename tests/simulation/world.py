@@ -1,8 +1,10 @@
 """An HDFS, a Kafka, a clock and a scheduler of their own making, in which the product's own functions run.
 
-Every call of a file system or of Kafka is a step. At each the scheduler, whose only source of chance is a seed, decides who
-goes on: it may switch to another process, pause one for any time, kill it, or lose the answer of a rename. Nothing here knows
-the product's protocol; HDFS's part is what the NameNode promises (a rename refuses an existing target and a missing parent).
+Every call of a file system or of Kafka is a step. At each the scheduler decides who goes on: it may switch to another
+process, pause one for any time, kill it, show it an old listing, or lose the answer of a rename. What it decides depends on
+the seed and the number of the step alone, so a fault can be left out and all the others stay where they are. Nothing here
+knows the product's protocol; HDFS's part is what the NameNode promises (a rename refuses an existing target and a missing
+parent).
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from tests.unit.memorykafka import MemoryKafka
 
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 STEP_SECONDS = 0.02
+PAUSES = (1, 30, 400, 900, 2000, 5000)
 
 
 class Killed(BaseException):
@@ -59,13 +62,21 @@ class Faults:
     kill: float = 0.0
     pause: float = 0.0
     lost_answer: float = 0.0
+    old_listing: float = 0.0
 
 
 @dataclass
 class World:
-    """The state of everything outside the processes, and who runs."""
+    """The state of everything outside the processes, and who runs.
+
+    Args:
+        only: the steps at which faults may happen, None for any; `struck` are those at which one did.
+    """
 
     random: Random
+    seed: int = 0
+    only: frozenset[int] | None = None
+    struck: list[int] = field(default_factory=list)
     faults: Faults = field(default_factory=Faults)
     now: float = 0.0
     steps: int = 0
@@ -74,7 +85,11 @@ class World:
     kafka: MemoryKafka = field(default_factory=MemoryKafka)
     processes: list[Process] = field(default_factory=list)
     trace: list[str] = field(default_factory=list)
+    # What an operator is asked to do, and raw segments that were damaged, of which there are copies.
+    orders: list[Callable[[Hdfs], object]] = field(default_factory=list)
+    broken: dict[str, tuple[bytes, int]] = field(default_factory=dict)
     _parsed: dict[bytes, Any] = field(default_factory=dict)
+    _running: Process | None = None
 
     def __post_init__(self) -> None:
         self.hub = getcurrent()
@@ -89,6 +104,10 @@ class World:
         self._serial += 1  # two calls are never the same moment
         return int(self.now * 1e9) * 1000 + self._serial
 
+    def pid(self) -> int:
+        process = self.current()
+        return self.processes.index(process) * 1000 + process.starts if process else 0
+
     def time(self) -> float:
         return EPOCH.timestamp() + self.now
 
@@ -98,6 +117,24 @@ class World:
     def utc(self) -> datetime:
         return EPOCH + timedelta(seconds=self.now)
 
+    # chance ---------------------------------------------------------------------------------------------------------
+
+    def chance(self, what: str) -> float:
+        """A number in [0, 1) that only the seed, the number of the step and `what` decide."""
+        told = hashlib.blake2b(f"{self.seed} {self.steps} {what}".encode(), digest_size=7).digest()
+        return int.from_bytes(told) / 2**56
+
+    def strikes(self, fault: str, probability: float) -> bool:
+        """True if a fault happens in this step."""
+        if (
+            not probability
+            or self.chance(fault) >= probability
+            or (self.only is not None and self.steps not in self.only)
+        ):
+            return False
+        self.struck.append(self.steps)
+        return True
+
     # scheduling ----------------------------------------------------------------------------------------------------
 
     def add(self, name: str, work: Callable[[Process], None]) -> Process:
@@ -106,7 +143,7 @@ class World:
         return process
 
     def current(self) -> Process | None:
-        return next((p for p in self.processes if p.greenlet is getcurrent()), None)
+        return self._running
 
     def step(self, what: str) -> None:
         """A process is about to ask the outside: let the scheduler decide."""
@@ -139,24 +176,30 @@ class World:
             ready = [p for p in self.processes if p.alive and p.runnable_at <= self.now]
             if not ready:
                 return
-        process = self.random.choice(ready)
+        process = ready[int(self.chance("who") * len(ready))]
         self.steps += 1
         self.now += STEP_SECONDS
-        chance = self.random.random()
-        if process.greenlet is not None and chance < self.faults.kill:
+        if process.greenlet is not None and self.strikes("kill", self.faults.kill):
             process.dying = True
             self.trace.append(f"{process.name}: KILLED")
-        elif chance < self.faults.kill + self.faults.pause:
-            process.runnable_at = self.now + self.random.choice((1, 30, 400, 900, 2000, 5000))
-            self.trace.append(f"{process.name}: paused until {process.runnable_at:.0f}")
+        elif self.strikes("pause", self.faults.pause):
+            process.runnable_at = self.now + PAUSES[int(self.chance("how long") * len(PAUSES))]
+            self.trace.append(f"{process.name}: PAUSED until {process.runnable_at:.0f}")
             return
         if process.greenlet is None:
             process.starts += 1
             process.greenlet = greenlet(lambda: self._life(process))
-        process.greenlet.switch()
+        self._switch(process)
         if process.greenlet.dead:
             process.greenlet, process.dying = None, False
             process.runnable_at = max(process.runnable_at, self.now + 1)
+
+    def _switch(self, process: Process) -> None:
+        self._running = process
+        try:
+            process.greenlet.switch()
+        finally:
+            self._running = None
 
     def _life(self, process: Process) -> None:
         with suppress(Killed):
@@ -168,7 +211,7 @@ class World:
             process.alive = False
             if process.greenlet is not None and not process.greenlet.dead:
                 process.dying = True
-                process.greenlet.switch()
+                self._switch(process)
 
     def digest(self) -> str:
         """What the schedule did, step by step."""
@@ -184,10 +227,30 @@ class World:
         return path in self.files or path in self.folders
 
     def parsed(self, data: bytes) -> Any:
-        """Open a Parquet file, once."""
+        """A Parquet file of these bytes, opened once."""
         if data not in self._parsed:
-            self._parsed[data] = pq.ParquetFile(pa.BufferReader(data))
+            self._parsed[data] = Opened(pa.BufferReader(data))
         return self._parsed[data]
+
+
+class Opened(pq.ParquetFile):
+    """A Parquet file that reads each set of columns once: its bytes never change."""
+
+    def __init__(self, source: Any) -> None:
+        super().__init__(source)
+        self._tables: dict[Any, Any] = {}
+
+    def read(self, columns: Any = None, **options: Any) -> Any:
+        key = tuple(columns or ())
+        if key not in self._tables:
+            self._tables[key] = super().read(columns=columns, use_threads=False, **options)
+        return self._tables[key]
+
+    def read_row_group(self, i: int, columns: Any = None, **options: Any) -> Any:
+        key = i, *(columns or ())
+        if key not in self._tables:
+            self._tables[key] = super().read_row_group(i, columns=columns, use_threads=False, **options)
+        return self._tables[key]
 
 
 class Hdfs:
@@ -200,8 +263,8 @@ class Hdfs:
         """A recursive listing asks folder by folder, so it is not always one moment."""
         self.world.step(f"list {path}")
         found = self._below(path, recursive)
-        if recursive and len(found) > 1 and self.world.random.random() < 0.1:
-            middle = found[self.world.random.randrange(len(found))].path
+        if recursive and len(found) > 1 and self._strikes("old listing", self.world.faults.old_listing):
+            middle = found[int(self.world.chance("where") * len(found))].path
             self.world.step(f"list on {path}")
             later = self._below(path, recursive)
             found = [e for e in found if e.path <= middle] + [e for e in later if e.path > middle]
@@ -266,14 +329,18 @@ class Hdfs:
 
     def rename(self, source: str, target: str) -> None:
         self.world.step(f"rename {source} {target}")
-        lost = self.world.current() is not None and self.world.random.random() < self.world.faults.lost_answer
-        if lost and self.world.random.random() < 0.5:
-            self.world.trace.append("the request was lost")
+        lost = self._strikes("lost answer", self.world.faults.lost_answer)
+        if lost and self.world.chance("which way") < 0.5:
+            self.world.trace.append("THE REQUEST WAS LOST")
             raise LostAnswer("connection reset")
         self._rename(source, target)
         if lost:
-            self.world.trace.append("the answer was lost")
+            self.world.trace.append("THE ANSWER WAS LOST")
             raise LostAnswer("connection reset")
+
+    def _strikes(self, fault: str, probability: float) -> bool:
+        """Whoever is no process, such as the oracle and the operator's moves, meets no faults."""
+        return self.world.current() is not None and self.world.strikes(fault, probability)
 
     def _rename(self, source: str, target: str) -> None:
         world = self.world

@@ -92,6 +92,14 @@ def epoch_of(world: World, stream: SpeedLog, ends: dict[int, int] | None = None)
     at = stream.next_offsets()
     told = world.kafka.state([TOPIC])[TOPIC].partitions
     planned = {place: (start, (ends or {}).get(place[1], told[place[1]].end)) for place, start in at.items()}
+    epoch = stream.next_epoch(positions_of(world, stream, planned), planned)
+    assert epoch is not None
+    empty = {view.name: pa.Table.from_pylist([], speed.chain_of.stored_schema(view)) for view in SHOP.views}
+    assert stream.append(epoch, empty, world.fs.create)
+
+
+def positions_of(world: World, stream: SpeedLog, planned: Mapping[tuple[str, int], tuple[int, int]]) -> pa.Table:
+    """What a micro-batch tells of its rows."""
     rows: list[dict[str, Any]] = []
     for (topic, p), (start, end) in planned.items():
         for offset, ms, _, value in world.kafka.read(topic, p, start, end):
@@ -102,11 +110,7 @@ def epoch_of(world: World, stream: SpeedLog, ends: dict[int, int] | None = None)
     time = pa.timestamp("us")
     types = {"offset": pa.int64(), "event_time": time, "kafka_time": time, "crc": pa.int64()}
     names = ("topic", "log", "partition", "offset", "ukey", "problem", "event_time", "kafka_time", "crc")
-    table = pa.table({n: pa.array([row[n] for row in rows], types.get(n, pa.string())) for n in names})
-    epoch = stream.next_epoch(table, planned)
-    assert epoch is not None
-    empty = {view.name: pa.Table.from_pylist([], speed.chain_of.stored_schema(view)) for view in SHOP.views}
-    assert stream.append(epoch, empty, world.fs.create)
+    return pa.table({n: pa.array([row[n] for row in rows], types.get(n, pa.string())) for n in names})
 
 
 # origins --------------------------------------------------------------------------------------------------------------
@@ -540,3 +544,35 @@ def test_the_ranges_of_a_micro_batch_are_those_that_spark_noted(tmp_path: Path) 
     fs.create("/checkpoints/x/offsets/1", b'v1\n{"batchWatermarkMs":0}\n{"t":{"0":9,"1":3}}')
     assert reading.planned(1) == {("t", 0): (7, 9), ("t", 1): (3, 3)}
     assert reading.starting_offsets() == '{"t": {"0": 9, "1": 3}}'
+
+
+def test_what_another_stream_counted_after_kafka_was_asked_is_not_lost(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.kafka.append(TOPIC, 0, 5)
+    world.mirror_all(world.ingest())
+    other = world.stream()
+    followed = speed.versions.followed
+
+    def meanwhile(*asked: Any) -> Any:
+        monkeypatch.setattr(speed.versions, "followed", followed)
+        world.kafka.append(TOPIC, 0, 3)
+        epoch_of(world, other)
+        return followed(*asked)
+
+    monkeypatch.setattr(speed.versions, "followed", meanwhile)
+    stream = world.stream()
+    assert stream.chain == other.chain and stream.next_offsets()[TOPIC, 0] == 8
+
+
+def test_rows_of_a_partition_that_another_stream_counted_whole_are_left_out(world: World) -> None:
+    world.kafka.append(TOPIC, 0, 5)
+    world.mirror_all(world.ingest())
+    first, second = world.stream(), world.stream()
+    epoch_of(world, first)
+    world.kafka.append(TOPIC, 1, 3)
+    planned = {(TOPIC, 0): (0, 5), (TOPIC, 1): (0, 3)}
+    second.follow_versions()
+    epoch = second.next_epoch(positions_of(world, second, planned), planned)
+    assert epoch is not None and epoch.rows == {TOPIC: 3}
+    assert epoch.trim is not None and f"WHEN '{TOPIC}/id1/0' THEN `offset` >= 5" in epoch.trim
