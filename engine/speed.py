@@ -24,7 +24,7 @@ from engine.domain import Domain
 from engine.duplicates import KeyWindow
 from engine.events import typed_root
 from engine.horizon import overlay
-from engine.kafka import KafkaLogs, TopicState
+from engine.kafka import KafkaLogs, Record, TopicState
 from engine.log import (
     DamagedSegment,
     FileSystem,
@@ -354,8 +354,18 @@ class SpeedLog:
                     raise NewChain(
                         f"chain {self.chain.number} epoch {number} does not start where the one before it ends"
                     )
+                self._refuse_foreign(epoch)
                 self.epochs.append(epoch)
                 self._remember(table)
+
+    def _refuse_foreign(self, epoch: Epoch) -> None:
+        """Another stream job may have read this epoch before Kafka lost its rows, and committed it after we had proved the log."""
+        stamps = {(t, int(p)): stamp for t, lg, p, stamp in each(epoch.last) if self.logs.get(t) == lg}
+        live = self.kafka.records_at({place: stamp[0] for place, stamp in stamps.items()}) if stamps else {}
+        if any(place not in live or _stamp(live[place]) != stamp for place, stamp in stamps.items()):
+            raise NewChain(
+                f"chain {self.chain.number} epoch {epoch.number} was read from a log that Kafka has no longer"
+            )
 
     def _remembered_keys(self) -> KeyWindow:
         """Rebuild the memory: typed log below the first epoch, then the epochs' own keys."""
@@ -512,6 +522,11 @@ def _refuse_other_definition(domain: Domain, newest: Manifest) -> None:
         )
 
 
+def _stamp(record: Record) -> list[int]:
+    """What an epoch keeps of the last record of a partition."""
+    return [record[0], record[1], zlib.crc32(record[3] or b"")]
+
+
 def _lost(
     chain: Chain,
     epochs: list[Epoch],
@@ -547,7 +562,7 @@ def _lost(
             continue
         place = topic, int(p)
         at, record = state[topic].partitions.get(int(p)), live.get(place)
-        other = record is not None and [record[0], record[1], zlib.crc32(record[3] or b"")] != stamps[place]
+        other = record is not None and _stamp(record) != stamps[place]
         if at is None or end > at.end or other or place in filled:
             lost.setdefault(topic, {}).setdefault(lg, {})[p] = offset_in(start, topic, lg, p, 0)
     return lost

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from collections.abc import Callable, Mapping
@@ -439,6 +440,23 @@ def test_a_tail_that_only_the_stream_had_counted_begins_a_new_chain(world: World
         again = world.stream()
         assert again.chain.number == 2 and again.chain.lost == [[1, {TOPIC: {"id1": {"0": 0}}}]]
     assert [chain.number for chain in chains(world.fs, SHOP.name)] == [1, 2]
+
+
+def test_an_epoch_of_rows_that_kafka_lost_meanwhile_is_not_taken_over_by_the_second_stream(world: World) -> None:
+    """The first has read them, is paused, and commits after Kafka lost them and the second has proved the log."""
+    filled(world, 10)
+    first = world.stream()
+    world.kafka.append(TOPIC, 0, 8)
+    whole = copy.deepcopy(world.kafka)
+    world.kafka.cut(TOPIC, 0, 14)
+    world.kafka.append(TOPIC, 0, 9)
+    second, now = world.stream(), world.kafka
+    world.kafka = first.kafka = whole
+    epoch_of(world, first)
+    world.kafka = now
+    with pytest.raises(NewChain, match="epoch 0 was read from a log that Kafka has no longer"):
+        second.follow_versions()
+    assert world.stream().chain.number == 2
 
 
 def test_an_older_chain_does_not_stand_in_for_one_that_counted_what_is_lost(world: World) -> None:
