@@ -225,7 +225,7 @@ class Schedule:
                 gaps, _ = self.truth.without_rows(lg, p)
                 horizon = snapshot.manifest.horizon.get(TOPIC, {}).get(lg, {}).get(p, begin)
                 # Above the horizon epochs may have counted what became an accepted gap.
-                left_out = [[], gaps, [gap for gap in gaps if gap[0] < horizon]]
+                left_out = [[], gaps, [(low, min(high, horizon)) for low, high in gaps]]
                 found = []
                 for life in self.truth.lives(lg.partition(".")[0], p):
                     for rows in ({**{o: v for o, v in life.items() if o >= head}, **stored}, {**stored, **life}):
