@@ -140,6 +140,7 @@ class SpeedLog:
             # Asked first: where another stream job begins a chain meanwhile, ours gets no number, and we look at that one.
             number = chain_of.next_number(fs, domain.name)
             lost: list[list[Any]] = []
+            fitting: tuple[Chain, list[Epoch]] | None = None
             for known in reversed(chain_of.chains(fs, domain.name, damaged)):
                 found = chain_of.epochs(fs, domain.name, known.number, damaged)
                 whole = len(found) == len(chain_of.epoch_numbers(fs, domain.name, known.number))
@@ -151,10 +152,15 @@ class SpeedLog:
                 fallen = _lost(known, found, logs, raw, start, kafka, state)
                 if fallen:  # another stream job may have counted what Kafka got after it was asked: the larger bound is read last
                     fallen = _lost(known, found, logs, raw, start, kafka, _asked_again(kafka, state))
-                if same and not fallen and chain_of.fits(known, found, newest.horizon, newest.version) is not None:
-                    return cls(fs, domain, kafka, state, logs, known, found)
+                if fitting is None and same and not fallen:
+                    fits = chain_of.fits(known, found, newest.horizon, newest.version) is not None
+                    fitting = (known, found) if fits else None
+                elif fitting and fallen and not _handed_on(fitting[0], known.number, fallen):
+                    fitting = None  # serving may follow the older one, which had counted further
                 lost += [[known.number, fallen]] if fallen else []
                 lost += [loss for loss in known.lost if loss not in lost]
+            if fitting:
+                return cls(fs, domain, kafka, state, logs, *fitting)
             now = datetime.now(UTC).isoformat()
             begun = chain_of.begin(fs, domain, number, newest.version, start, origins, now, lost[:LOSSES])
             return cls(fs, domain, kafka, state, logs, begun, []) if begun else None
@@ -566,6 +572,12 @@ def _lost(
         if at is None or end > at.end or other or place in filled:
             lost.setdefault(topic, {}).setdefault(lg, {})[p] = offset_in(start, topic, lg, p, 0)
     return lost
+
+
+def _handed_on(chain: Chain, number: int, fallen: Position) -> bool:
+    """True if a chain says of an older one, by its number, wherever that counted what is lost; or can say no more."""
+    said = {(t, lg, p) for through, where in chain.lost if through >= number for t, lg, p, _ in each(where)}
+    return len(chain.lost) == LOSSES or all((t, lg, p) in said for t, lg, p, _ in each(fallen))
 
 
 def _start_at(newest: Manifest, origins: Position) -> Position:

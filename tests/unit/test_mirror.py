@@ -588,3 +588,19 @@ def test_a_stream_that_stood_still_and_writes_under_a_pruned_number_makes_no_cha
     epoch_of(world, still, {0: 3})
     assert [epoch.number for epoch in speed.chain_of.epochs(world.fs, SHOP.name, 1)] == [0]
     assert world.stream().chain.number == 2
+
+
+def test_what_an_older_chain_counted_and_kafka_lost_is_said_by_a_new_one(world: World) -> None:
+    """Two streams begun at once had a chain each; serving follows whichever reaches further."""
+    world.kafka.append(TOPIC, 0, 5)
+    mirror = world.ingest()
+    world.mirror_all(mirror)
+    older = world.stream()
+    start = older.chain.start
+    speed.chain_of.begin(world.fs, SHOP, 2, 0, start, older.chain.origins, older.chain.created_at)
+    world.kafka.append(TOPIC, 0, 3)
+    epoch_of(world, older)
+    world.kafka.cut(TOPIC, 0, 5)
+    stream = world.stream()
+    assert stream.chain.number == 3 and stream.chain.lost == [[1, {TOPIC: {"id1": {"0": 0}}}]]
+    assert world.stream().chain == stream.chain
