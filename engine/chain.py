@@ -176,10 +176,14 @@ def _footers(fs: Any, domain: str, chain: int, damaged: Callable[[Damaged], None
             break
         path = epoch_path(domain, chain, number)
         try:
-            found.append(epoch_footer(fs.open_parquet(path).schema_arrow.metadata))
+            footer = epoch_footer(fs.open_parquet(path).schema_arrow.metadata)
         except (ValueError, KeyError, TypeError) as error:
             damaged(Damaged(path, error))
             break
+        # A stream that stood still for long may have written again under a number that was pruned.
+        if found and not continues(found[-1].end, footer.start):
+            break
+        found.append(footer)
     return found
 
 

@@ -11,6 +11,7 @@ from os import cpu_count
 from typing import Any
 
 from tests.simulation import shrink
+from tests.simulation.mutants import FOUND_BY, found_by
 from tests.simulation.schedule import MOVES
 from tests.simulation.shrink import Case, outcome, shrunk, told
 
@@ -74,8 +75,6 @@ def failing(seeds: Iterable[int]) -> list[Case]:
 
 def mutants_found(count: int, jobs: int) -> int:
     """Print the first seed that finds each mutant, and how; return 1 if one was found by none."""
-    from tests.simulation.mutants import FOUND_BY
-
     missed = 0
     with ProcessPoolExecutor(jobs) as pool:
         found = pool.map(_found_by, FOUND_BY, [count] * len(FOUND_BY))
@@ -88,15 +87,7 @@ def mutants_found(count: int, jobs: int) -> int:
 
 
 def _found_by(mutant: Callable[[Any], None], count: int) -> tuple[int | None, str]:
-    from pytest import MonkeyPatch
-
-    for case in map(Case.of, range(count)):
-        with MonkeyPatch.context() as patch:
-            mutant(patch)
-            error = outcome(case).error
-        if error:
-            return case.seed, error
-    return None, ""
+    return found_by(mutant, range(count))
 
 
 def _moves(text: str) -> Iterator[tuple[int, str]]:

@@ -6,7 +6,7 @@ Each is a function that patches the product; the name says what is wrong, the nu
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ import pytest
 from engine import build, chain, commit, compact, continuity, derived, events, log, mirror, snapshot, speed, versions
 from engine.log import Partition
 from engine.mirror import Mirror
+from tests.simulation.shrink import Case, outcome
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 
@@ -182,6 +183,20 @@ def damage_ends_whoever_reads_it(patch: pytest.MonkeyPatch) -> None:
         patch.setattr(read, "__defaults__", (end,))
 
 
+def what_another_stream_counted_is_counted_again(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(speed, "_trim", lambda start: None)
+
+
+def epochs_newer_than_kafkas_answer_are_lost(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(speed, "_asked_again", lambda kafka, state: state)
+
+
+def a_version_adds_to_its_parent_what_the_parent_has(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(
+        build, "_since", lambda stream, parent, log_, horizon, full: build._ranges(log_["t"], "t", horizon, {})
+    )
+
+
 # Mutant → the row of the list, and a schedule that finds it (or one of the next few, since every step of the product moves
 # what follows); `python -m tests.simulation --mutants` looks for them anew. Row 20, a shared checkpoint, is Spark's alone.
 FOUND_BY: dict[Patch, tuple[int, int]] = {
@@ -201,4 +216,18 @@ FOUND_BY: dict[Patch, tuple[int, int]] = {
     a_read_of_several_steps_gives_up_where_a_file_went_away: (21, 0),
     damage_ends_whoever_reads_it: (23, 0),
     kafkas_ends_are_asked_before_the_heads: (24, 0),
+    epochs_newer_than_kafkas_answer_are_lost: (24, 0),
+    what_another_stream_counted_is_counted_again: (20, 0),
+    a_version_adds_to_its_parent_what_the_parent_has: (4, 0),
 }
+
+
+def found_by(mutant: Patch, seeds: Iterable[int]) -> tuple[int | None, str]:
+    """Return the first seed that fails with a mutant and not without it, and how; None if there is none."""
+    for case in map(Case.of, seeds):
+        with pytest.MonkeyPatch.context() as patch:
+            mutant(patch)
+            error = outcome(case).error
+        if error and not outcome(case).error:
+            return case.seed, error
+    return None, ""

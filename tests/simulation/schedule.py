@@ -44,6 +44,9 @@ class Truth:
     given: dict[int, int] = field(default_factory=dict)  # timestamp of a record → how often it was stored
     partitions: dict[str, dict[int, KafkaPartition]] = field(default_factory=dict)  # topic id → partitions
     ever: set[int] = field(default_factory=set)  # timestamps of the records that were stored at any time
+    damaged: set[int] = field(
+        default_factory=set
+    )  # of those in segments that an operator damaged: maybe read again, piece by piece
     _rows: dict[bytes, list[tuple[int, int, str | None]]] = field(default_factory=dict)
 
     def note(self) -> None:
@@ -68,15 +71,14 @@ class Truth:
             if not path.startswith(f"{MASTER}/") or not path.endswith(".parquet"):
                 continue
             lg, p = (part.split("=", 1)[1] for part in path.split("/")[-3:-1])
-            for offset, stamp, value in self._parsed(data):
+            for offset, stamp, value in self.parsed(data):
                 place = (lg, p, offset)
                 assert stored.setdefault(stamp, place) == place, (
                     f"record {stamp} is stored at {stored[stamp]} and at {place}"
                 )
                 before = found.setdefault((lg, p), {}).setdefault(offset, (stamp, value))
                 assert before == (stamp, value), f"two rows at {place}"
-        copies = {stamp for data, _ in self.world.broken.values() for _, stamp, _ in self._parsed(data)}
-        lost = self.ever - stored.keys() - copies
+        lost = self.ever - stored.keys() - self.damaged
         assert not lost, f"records {sorted(lost)[:5]} were stored and are gone"
         self.ever |= stored.keys()
         return found
@@ -108,7 +110,7 @@ class Truth:
                     holes |= set(range(int(start), int(end)))
         return sorted(gaps), len(holes)
 
-    def _parsed(self, data: bytes) -> list[tuple[int, int, str | None]]:
+    def parsed(self, data: bytes) -> list[tuple[int, int, str | None]]:
         if data not in self._rows:
             table = self.world.parsed(data).read(columns=["offset", "timestamp", "value"])
             stamps = [micros // 1000 for micros in table["timestamp"].cast("int64").to_pylist()]
@@ -223,7 +225,7 @@ class Schedule:
                 gaps, _ = self.truth.without_rows(lg, p)
                 horizon = snapshot.manifest.horizon.get(TOPIC, {}).get(lg, {}).get(p, begin)
                 # Above the horizon epochs may have counted what became an accepted gap.
-                left_out = [[], gaps, [gap for gap in gaps if gap[0] < horizon]]
+                left_out = [[], gaps, [(low, min(high, horizon)) for low, high in gaps]]
                 found = []
                 for life in self.truth.lives(lg.partition(".")[0], p):
                     for rows in ({**{o: v for o, v in life.items() if o >= head}, **stored}, {**stored, **life}):
@@ -404,6 +406,7 @@ class Schedule:
             path = self.random.choice(segments)
             data, at = self.world.files[path]
             self.world.broken[path] = data, at
+            self.truth.damaged |= {stamp for _, stamp, _ in self.truth.parsed(data)}
             if self.random.random() < 0.5:
                 remove(self.world, path)
             else:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from tests.simulation.mutants import FOUND_BY, Patch
-from tests.simulation.shrink import Case, outcome
+from tests.simulation.mutants import FOUND_BY, Patch, found_by
 
 NEXT = 60
 
 
 @pytest.mark.parametrize("mutant", FOUND_BY, ids=lambda mutant: mutant.__name__)
-def test_a_fault_of_old_is_found(mutant: Patch, monkeypatch: pytest.MonkeyPatch) -> None:
-    mutant(monkeypatch)
+def test_a_fault_of_old_is_found(mutant: Patch) -> None:
     _, first = FOUND_BY[mutant]
-    assert any(outcome(Case.of(seed)).error for seed in range(first, first + NEXT))
+    seed, error = found_by(mutant, range(first, first + NEXT))
+    assert seed is not None and error

@@ -588,3 +588,15 @@ def test_rows_of_a_partition_that_another_stream_counted_whole_are_left_out(worl
     epoch = second.next_epoch(positions_of(world, second, planned), planned)
     assert epoch is not None and epoch.rows == {TOPIC: 3}
     assert epoch.trim is not None and f"WHEN '{TOPIC}/id1/0' THEN `offset` >= 5" in epoch.trim
+
+
+def test_a_stream_that_stood_still_and_writes_under_a_pruned_number_makes_no_chain(world: World) -> None:
+    world.kafka.append(TOPIC, 0, 4)
+    world.mirror_all(world.ingest())
+    first, still = world.stream(), world.stream()
+    epoch_of(world, first, {0: 2})
+    epoch_of(world, first)
+    world.fs.delete(speed.chain_of.epoch_path(SHOP.name, 1, 0))
+    epoch_of(world, still, {0: 3})
+    assert [epoch.number for epoch in speed.chain_of.epochs(world.fs, SHOP.name, 1)] == [0]
+    assert world.stream().chain.number == 2
