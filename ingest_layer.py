@@ -124,7 +124,7 @@ class Ingest:
             if self.settings.show_previews:
                 rows.selectExpr("topic", "partition", "offset", "CAST(value AS STRING) AS value").show(5, truncate=100)
             pieces = self.mirror.commit(planned, write, f"ingest-{self.domain.name}")
-            self.report(batch, pieces, attempts - 1, started)
+            self.report(batch, pieces, max(0, attempts - 1), started)
 
     def write(self, rows: DataFrame, ranges: Mapping[Place, Range], staging: str) -> int:
         """Write the rows of the given ranges below `staging`, one file per partition; return how many were read."""

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import structlog
 
 from engine.kafka import KafkaLogs, PartitionState, Record, TopicState
-from engine.log import FileSystem, Partition, Partitions
+from engine.log import FileSystem, Partition, Partitions, opened
 
 # So many offsets without a row at the end of a log are looked at; a transaction leaves one, an aborted one its records, too.
 HOLES_COMPARED = 16
@@ -77,6 +77,9 @@ def verdicts(
             stored[topic, p] = row
     live = kafka.records_at({place: row[0] for place, row in stored.items()}) if stored else {}
     filled = _filled_holes(kafka, mirrored, stored, state)
+    # Retention may have taken what was asked for since `state` was: where a log starts is asked again, after the records.
+    absent = {topic for topic, p in stored if (topic, p) not in live}
+    later = kafka.state(absent) if absent else {}
     found: dict[tuple[str, int], Verdict] = {}
     for place, lineage in mirrored.items():
         topic, p = place
@@ -89,7 +92,7 @@ def verdicts(
         if place in filled:
             common = _parting(fs, kafka, place, lineage, at) if find_cut else None
             found[place] = Verdict("other" if common is None else "cut", head, at, common or 0, filled[place])
-        elif row is None or (place not in live and not at.start <= row[0] < at.end):
+        elif row is None or (place not in live and not _start(later, place, at) <= row[0] < at.end):
             found[place] = Verdict("unproven", head, at, min(head, at.end), None)
         elif live.get(place) == row:
             found[place] = Verdict("cut" if short else "continues", head, at, min(head, at.end), row[0])
@@ -97,6 +100,11 @@ def verdicts(
             common = _parting(fs, kafka, place, lineage, at) if find_cut else None
             found[place] = Verdict("other" if common is None else "cut", head, at, common or 0, row[0])
     return found
+
+
+def _start(later: Mapping[str, TopicState], place: tuple[str, int], before: PartitionState) -> int:
+    now = later[place[0]].partitions.get(place[1], before) if place[0] in later else before
+    return max(now.start, before.start)
 
 
 def check_continuity(topic: str, found: Mapping[int, Verdict], domain: str) -> None:
@@ -136,7 +144,7 @@ def stored_row(fs: FileSystem, lineage: Lineage, below: int) -> Record | None:
 
 def _last_row(fs: FileSystem, partition: Partition, below: int) -> Record | None:
     for segment in reversed(partition.segments_between(partition.origin, below)):
-        parquet = fs.open_parquet(segment.path)
+        parquet = opened(fs, segment.path)
         for group in reversed(range(parquet.metadata.num_row_groups)):
             columns = ["offset", "timestamp", "key", "key_bytes", "value", "value_bytes"]
             rows = parquet.read_row_group(group, columns=columns)

@@ -330,15 +330,20 @@ class LogReader:
         return self._footers[key]
 
 
-def read_footer(fs: FileSystem, path: str) -> Footer:
-    """Read the footer of a segment. Raises FileNotFoundError, or DamagedSegment."""
+def opened(fs: FileSystem, path: str) -> pq.ParquetFile:
+    """Open a segment. Raises FileNotFoundError, or DamagedSegment."""
     try:
-        metadata = fs.open_parquet(path).metadata
+        return fs.open_parquet(path)
     except pa.ArrowInvalid as error:
         raise DamagedSegment(
             f"MASTER_WENT_BACK {path} is damaged ({str(error).splitlines()[0][:200]}); restore it from a copy, or, if it is the last "
             f"segment of its partition and Kafka still has its offsets, delete it: they are read again"
         ) from error
+
+
+def read_footer(fs: FileSystem, path: str) -> Footer:
+    """Read the footer of a segment. Raises FileNotFoundError, or DamagedSegment."""
+    metadata = opened(fs, path).metadata
     told = metadata.metadata or {}
     end = int(told[RANGE_END]) if RANGE_END in told else None
     holes = parse_ranges(told.get(MISSING, b"")) if HOLES in told else None

@@ -193,7 +193,10 @@ def container_spark_defaults(template: str, lib: Path) -> str:
     jars = ",".join(str(jar) for jar in sorted((lib / "spark").glob("*.jar")))
     lines = [line for line in template.splitlines() if line.partition(" ")[0] not in (*left_out, "spark.jars")]
     lines = [
-        f"{line} -XX:TieredStopAtLevel=1" if line.startswith("spark.executor.extraJava") else line for line in lines
+        f"{line} -XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=160m"
+        if line.startswith("spark.executor.extraJava")
+        else line
+        for line in lines
     ]
     own = (
         f"spark.jars  {jars}",

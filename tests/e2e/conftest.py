@@ -66,7 +66,7 @@ class Pipeline:
         self.env |= {"PRODUCER_METRICS_PORT": "0", "BATCH_METRICS_PORT": "0", **PAUSES}
         self.env |= {"PYTHONUNBUFFERED": "1", "DOMAIN": domain, "PYTHONPATH": str(root)}
         # Short runs over few events: on two cores the optimising compiler would cost more than the work itself.
-        self.env["JDK_JAVA_OPTIONS"] = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
+        self.env["JDK_JAVA_OPTIONS"] = "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=160m -XX:+UseSerialGC"
         self.hdfs = Hdfs(stack.env["HDFS_URL"], "hadoop")
         self.running: dict[str, subprocess.Popen[bytes]] = {}
 

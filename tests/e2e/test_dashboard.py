@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from tests.e2e.conftest import PATIENCE
+
 sync_api = pytest.importorskip("playwright.sync_api")
 
 CHROMIUM = (
@@ -82,7 +84,7 @@ def test_batch_and_speed_add_up_to_merged(desktop: Seen) -> None:
 
 def test_numbers_move(desktop: Seen) -> None:
     before = counts(desktop.page)[2]
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + PATIENCE
     while (after := counts(desktop.page)) and after[2] <= before and time.monotonic() < deadline:
         desktop.page.wait_for_timeout(250)
     assert after[2] > before

@@ -305,6 +305,18 @@ def test_a_partition_of_which_kafka_holds_nothing_that_is_stored_goes_on_unprove
     assert Mirror(world.fs, world.kafka, SHOP).new_log(TOPIC)["0"] == Origin(1000, "id1", "unproven")
 
 
+def test_a_record_that_retention_takes_while_it_is_asked_for_is_no_other_log(world: World) -> None:
+    mirror = filled(world, 10)
+    real = world.kafka.records_at
+
+    def taken(wanted: Mapping[tuple[str, int], int]) -> Any:
+        world.kafka.forget(TOPIC, 0, 10)
+        return real(wanted)
+
+    world.kafka.records_at = taken  # type: ignore[method-assign]
+    mirror.prove()
+
+
 def test_holes_and_an_accepted_gap_before_the_head_are_no_other_log(world: World) -> None:
     world.kafka.append(TOPIC, 0, 10)
     world.kafka.append_holes(TOPIC, 0, 5)
