@@ -310,9 +310,11 @@ class LogReader:
             if not (has_holes or segment is kept[-1] or segment.length < GAP_MAX_BYTES):
                 continue
             footer = self.footer(segment)
+            # A copy that was put back over a segment that was read again meanwhile may say more than it covers now.
+            end = footer.end_from(segment.base) if segment.end is None else segment.end
             if footer.is_gap:
-                gaps.append((segment.base, footer.end_from(segment.base)))
-            holes += footer.holes or ()
+                gaps.append((segment.base, end))
+            holes += [(low, min(high, end)) for low, high in footer.holes or () if low < end]
             closed = footer.closes
         return tuple(gaps), tuple(holes), closed
 

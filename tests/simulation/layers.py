@@ -299,9 +299,16 @@ def _read_again(world: World, path: str) -> bool:
         is_left = other in world.broken and world.broken[other][0].startswith(there)
         if other.startswith(f"{folder}/0") and not is_left:
             base = int(other.rpartition("/")[2][:20])
-            if base <= int(name[:20]) < base + world.parsed(there).metadata.num_rows:
+            if base <= int(name[:20]) < covered_end(world, base, there):
                 return True
     return False
+
+
+def covered_end(world: World, base: int, data: bytes) -> int:
+    """The end of the offsets that a segment covers, with rows or without."""
+    footer = world.parsed(data).metadata
+    told = (footer.metadata or {}).get(b"highwater.end")
+    return int(told) if told else base + footer.num_rows
 
 
 def choose(fs: Hdfs, back: int, follow: bool) -> None:

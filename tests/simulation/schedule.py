@@ -89,9 +89,7 @@ class Truth:
         head = 0
         for path, (data, _) in self._whole().items():
             if path.startswith(folder) and path.endswith(".parquet"):
-                footer = self.world.parsed(data).metadata
-                told = (footer.metadata or {}).get(b"highwater.end")
-                head = max(head, int(told) if told else int(path[len(folder) :][:20]) + footer.num_rows)
+                head = max(head, layers.covered_end(self.world, int(path[len(folder) :][:20]), data))
         return head
 
     def without_rows(self, lg: str, p: str) -> tuple[list[tuple[int, int]], int]:

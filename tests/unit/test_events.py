@@ -162,6 +162,27 @@ def test_holes_and_gaps_of_the_raw_log_are_those_of_the_typed_one(tmp_path: Path
     assert raw.rows_between(1, 4) == 1 and raw.rows_between(3, 9) == 3
 
 
+def test_a_copy_put_back_over_a_segment_that_was_read_again_counts_as_far_as_the_next_one(tmp_path: Path) -> None:
+    fs = LocalFs(tmp_path)
+    place = (STREAM.topic, "log1", "0")
+
+    def stage(todo: Any, staging: str) -> list[Piece]:
+        return staged_pieces(fs, staging, todo)  # markers alone
+
+    commit_origin(fs, MASTER, place, Origin(0))
+    write(fs, MASTER, 0, 5)
+    commit(fs, MASTER, {place: (5, 8)}, lambda: {place: head(fs)}, stage, "ingest")
+    path = segment_path(MASTER, STREAM.topic, "log1", "0", 5)
+    copy = fs.read(path)
+    fs.delete(path)
+    commit(fs, MASTER, {place: (5, 6)}, lambda: {place: head(fs)}, stage, "ingest")
+    write(fs, MASTER, 6, 12)
+    fs.delete(path)
+    fs.create(path, copy)
+    assert events.extend_typed(fs, STREAM, writer(fs, [])) == 11
+    assert LogReader(fs).partitions([STREAM.topic])[STREAM.topic]["log1"]["0"].holes == ((5, 6),)
+
+
 def head(fs: LocalFs) -> int:
     return LogReader(fs).partitions([STREAM.topic])[STREAM.topic]["log1"]["0"].head
 
