@@ -410,6 +410,30 @@ class Schedule:
             else:
                 self.world.files[path] = (data[: len(data) // 2], at + 1)
 
+    def overtake(self) -> None:
+        """Of three compactors one was paused: what it staged appears once another has merged a part of it with others."""
+        partitions = layers.LogReader(Hdfs(self.world)).partitions([TOPIC])[TOPIC].values()
+        long = [p.segments for by in partitions for p in by.values() if len(p.segments) > 3 and not p.damage]
+        if not long:
+            return
+        segments = self.random.choice(long)[:-1]
+        middle = self.random.randrange(1, len(segments) - 1)
+        if self.merge(segments[: middle + 1]) and self.merge(segments[middle:]):
+            for segment in segments[middle:]:
+                del self.world.files[segment.path]
+
+    def merge(self, run: Sequence[layers.log.Segment]) -> bool:
+        """Publish segments as one, where each has a row for every offset."""
+        if any(segment.path not in self.world.files for segment in run):
+            return False
+        rows = layers.pa.concat_tables([self.world.parsed(self.world.files[s.path][0]).read() for s in run])
+        base, end = run[0].base, run[-1].end or 0
+        path = f"{run[0].path.rpartition('/')[0]}/{base:020d}-{end:020d}.parquet"
+        if rows.num_rows != end - base or path in self.world.files:
+            return False
+        self.world.files[path] = layers.parquet(rows.replace_schema_metadata(None)), self.world.now_ms
+        return True
+
     def choose(self) -> None:
         """An operator promotes a version, or goes back to one."""
         follow, back = self.random.random() < 0.5, self.random.randrange(3)
@@ -435,10 +459,12 @@ MOVES: dict[str, Callable[[Schedule], Any]] = {
     "raw": Schedule.raw,
     "manifest": lambda s: s.damage("/data/batch_views/_versions/"),
     "typed": lambda s: remove(s.world, EVENTS),
+    "overtake": Schedule.overtake,
     "retype": lambda s: layers.events.forget_typed(Hdfs(s.world), layers.DOMAIN),
 }
 ORDINARY = ("append", "append", "append", "append", "transaction", "wait")
-RARE = tuple(name for name in MOVES if name not in ORDINARY)
+TOLD = ("overtake",)  # in stories of `mutants` alone, since a compactor looks at its members again
+RARE = tuple(name for name in MOVES if name not in ORDINARY and name not in TOLD)
 # What belongs to one story.
 TOGETHER = (("raw", "retype"), ("newest version", "choose"), ("cut", "epoch"), ("cut", "forget"), ("retype", "typed"))
 
