@@ -1,7 +1,11 @@
-"""How is a value written down? As JSON, and as a cell of a spreadsheet."""
+"""How is a value written down? As JSON, and as the rows of a spreadsheet."""
 
 from __future__ import annotations
 
+import csv
+import io
+import re
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -10,8 +14,15 @@ import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
-# A spreadsheet takes a cell that starts like this for a formula.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+# Before the text of a CSV file: without it spreadsheets do not read it as UTF-8.
+BYTE_ORDER_MARK = "\ufeff".encode()
+
+# A spreadsheet takes for a formula what starts with one of these signs (full-width ones too), behind what it drops or
+# trims. A cell starts at the text's start, and after what may separate cells or lines where the list separator is not
+# the comma: quotes do not help there, since they stand in the middle of what is then the cell. A number alone is no harm.
+_DROPPED = r"[\0-\x08\x0b\x0c\x0e-\x20\x7f-\xa0\u200b-\u200f\u2060\ufeff\"]*"
+_NUMBER = r"[+-]?[0-9]+(?:[.,][0-9]+)?(?:[eE][+-]?[0-9]+)?"
+_FORMULA = re.compile(rf"\A(?=[\t\r])|(?:\A(?!{_NUMBER}\Z)|(?<=[;\t\r\n]))(?={_DROPPED}[=+\-@＝＋－＠])")
 
 # Microseconds of the years 1 to 9999; Kafka takes any 64 bits of milliseconds from a sender.
 _FIRST_MICRO, _LAST_MICRO = -62_135_596_800_000_000, 253_402_300_799_999_999
@@ -36,16 +47,27 @@ def encode(value: Any) -> bytes:
     return _json.encode(value)
 
 
-def cell(value: Any) -> Any:
-    """Return what a CSV writer takes: text that looks like a formula gets a quote before it, times are UTC with their Z."""
+def csv_lines(rows: Iterable[Sequence[Any]]) -> bytes:
+    """Return rows as UTF-8 lines with commas, of which no spreadsheet runs anything, be its separator `,` or `;`."""
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([_cell(value) for value in row] for row in rows)
+    return text.getvalue().encode("utf-8", "replace")
+
+
+def _cell(value: Any) -> Any:
+    """What looks like a formula gets a quote before it; times are UTC with their Z.
+
+    >>> _cell("Shop;=1+1"), _cell("=1+1"), _cell("-5")
+    ("Shop;'=1+1", "'=1+1", '-5')
+    """
     if isinstance(value, str):
-        return f"'{value}" if value.startswith(_FORMULA) else value
+        return _FORMULA.sub("'", value)
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, datetime):
         return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
     if isinstance(value, (dict, list)):
-        return encode(value).decode()
+        return _FORMULA.sub("'", encode(value).decode())
     if isinstance(value, Decimal):
         return format(value, "f")
     return value

@@ -5,8 +5,6 @@ What is written goes to `<file>.<process id>.part`, which gets its name at the e
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +15,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from engine.notation import cell, encode, writable
+from engine.notation import BYTE_ORDER_MARK, csv_lines, encode, writable
 
 FORMATS = ("csv", "json", "jsonl", "parquet")
 STDOUT = "-"
@@ -171,21 +169,14 @@ class _Csv:
 
     def __init__(self, sink: _Sink, schema: pa.Schema) -> None:
         self._sink = sink
-        self._mark = "\ufeff"
-        self._put([schema.names])
+        self._sink.write(BYTE_ORDER_MARK + csv_lines([schema.names]))
 
     def write(self, table: pa.Table) -> None:
         columns = [column.to_pylist() for column in writable(table).columns]
-        self._put([cell(value) for value in row] for row in zip(*columns, strict=True))
+        self._sink.write(csv_lines(zip(*columns, strict=True)))
 
     def close(self) -> None:
         """A table needs no end."""
-
-    def _put(self, rows: Any) -> None:
-        text = io.StringIO()
-        csv.writer(text).writerows(rows)
-        self._sink.write((self._mark + text.getvalue()).encode())
-        self._mark = ""
 
 
 class _Json:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import base64
-import csv
 import hmac
-import io
 import json
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from engine.notation import cell, encode
+from engine.notation import BYTE_ORDER_MARK, csv_lines, encode
 from engine.parameters import BadQuery
 
 MEDIA = {"json": "application/json", "csv": "text/csv; charset=utf-8", "parquet": "application/vnd.apache.parquet"}
@@ -95,19 +93,10 @@ def body(form: str, columns: Sequence[str], rows: Any, facts: Mapping[str, Any])
     for name, value in facts.items():
         label = "-".join(part.capitalize() for part in name.split("_"))
         headers[f"X-Highwater-{label}"] = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
-    return (_parquet(rows) if form == "parquet" else _csv(columns, rows)), headers
+    return (_parquet(rows) if form == "parquet" else BYTE_ORDER_MARK + csv_lines([columns, *rows])), headers
 
 
 def _parquet(rows: pa.Table) -> bytes:
     out = pa.BufferOutputStream()
     pq.write_table(rows, out, compression="zstd")
     return bytes(out.getvalue())
-
-
-def _csv(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> bytes:
-    """UTF-8 with a byte-order mark, so that spreadsheets read it; text that looks like a formula gets a quote."""
-    out = io.StringIO()
-    writer = csv.writer(out)
-    writer.writerow(columns)
-    writer.writerows([cell(value) for value in row] for row in rows)
-    return out.getvalue().encode("utf-8-sig", "replace")

@@ -5,8 +5,6 @@ The sending thread and the thread that hears acknowledgements each write their o
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import signal
 import sys
@@ -23,7 +21,7 @@ from prometheus_client.registry import Collector
 
 from engine import metrics
 from engine.domain import Stream
-from engine.notation import cell
+from engine.notation import BYTE_ORDER_MARK, csv_lines
 
 FILE_FORMATS = ("csv", "json", "jsonl")
 LATENCY_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -173,17 +171,15 @@ class FileSink:
         self._kind = kind
         self._file = sys.stdout.buffer if path == "-" else Path(path).open("wb")  # noqa: SIM115
         self._columns = ["topic", *dict.fromkeys(name for stream in streams for name in stream.columns)]
-        self._text = io.TextIOWrapper(self._file, encoding="utf-8-sig", newline="") if kind == "csv" else None
-        self._table = csv.writer(self._text) if self._text else None
-        if self._table:
-            self._table.writerow(self._columns)
+        if kind == "csv":
+            self._file.write(BYTE_ORDER_MARK + csv_lines([self._columns]))
         self._before = b"[\n" if kind == "json" else b""
 
     def write(self, topic: str, value: bytes, event: dict[str, Any]) -> None:
         """Write one event, its JSON as sent."""
-        if self._table:
+        if self._kind == "csv":
             row = {**event, "topic": topic}
-            self._table.writerow([cell(row.get(name)) for name in self._columns])
+            self._file.write(csv_lines([[row.get(name) for name in self._columns]]))
             return
         self._file.write(self._before + b'{"topic":' + json.dumps(topic).encode() + b"," + value[1:])
         if self._kind == "json":
@@ -195,6 +191,6 @@ class FileSink:
         """Finish the file; an array that holds nothing is still an array."""
         if self._kind == "json":
             self._file.write((self._before if self._before == b"[\n" else b"\n") + b"]\n")
-        (self._text or self._file).flush()
+        self._file.flush()
         if self._file is not sys.stdout.buffer:
-            (self._text or self._file).close()
+            self._file.close()

@@ -275,7 +275,7 @@ def test_csv_opens_in_a_spreadsheet_with_its_text_intact_and_no_formula(tmp_path
     written = (tmp_path / "out.csv").read_bytes()
     assert written.startswith(b"\xef\xbb\xbftopic,id,n,tags\r\n")
     rows = list(csv.DictReader(io.StringIO(written.decode("utf-8-sig"), newline="")))
-    assert [row["id"] for row in rows] == ["'=1+1", "'+1", "'-1", "'@x", "'\tx", "'\rx", 'Đà "Nẵng", ok']
+    assert [row["id"] for row in rows] == ["'=1+1", "+1", "-1", "'@x", "'\tx", "'\rx", 'Đà "Nẵng", ok']
     assert {(row["n"], row["tags"]) for row in rows} == {("-5", '["ă"]')}
 
 
