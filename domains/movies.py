@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 import gzip
+import http.client
 import io
 import os
+import re
+import sys
 import tempfile
 import urllib.request
+import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from random import Random
@@ -19,6 +23,11 @@ MIN_VOTES = 1_000
 FICTIONAL_TITLES = 6_000
 FICTIONAL_SEED = 18_951_228
 _BASICS, _RATINGS = "title.basics.tsv.gz", "title.ratings.tsv.gz"
+# How IMDb writes "not known". The longest line of its files has some 900 characters.
+NULL, LINE_CHARACTERS = r"\N", 100_000
+_TCONST, _COUNT = re.compile(r"tt[0-9]{1,15}"), re.compile(r"[0-9]{1,15}")
+_RATING = re.compile(r"[0-9](\.[0-9]{1,2})?|10(\.0{1,2})?")
+_YEAR, _MINUTES = re.compile(r"[0-9]{4}|\\N"), re.compile(r"[0-9]{1,9}|\\N")
 _GENRES: tuple[str, ...] = (
     "Action",
     "Adventure",
@@ -73,44 +82,71 @@ class Title(NamedTuple):
 
 
 def read_titles(basics: str, ratings: str) -> list[Title]:
-    """Join IMDb's two files (path or URL) on tconst; keep movies with a start year and at least 1,000 votes.
+    """Join IMDb's two files (path or URL, gzipped or plain) on tconst; keep movies with a start year and at least 1,000 votes.
+
+    Rows that are shifted, cut off or no numbers where numbers belong are left out; one line says how many.
 
     Raises:
         DeclarationError: a file cannot be read or is none of IMDb's.
     """
-    rated = {
-        row["tconst"]: (round(float(row["averageRating"]) * 10), int(row["numVotes"]))
-        for row in _rows("IMDB_RATINGS", ratings, ("tconst", "averageRating", "numVotes"))
-        if int(row["numVotes"]) >= MIN_VOTES
-    }
+    read: Counter[str] = Counter()
+    odd: Counter[str] = Counter()
+    rated: dict[str, tuple[int, int]] = {}
+    for fields in _rows("IMDB_RATINGS", ratings, ("tconst", "averageRating", "numVotes"), read):
+        tconst, rating, votes = fields or ("", "", "")
+        if not (_TCONST.fullmatch(tconst) and _RATING.fullmatch(rating) and _COUNT.fullmatch(votes)):
+            odd["IMDB_RATINGS"] += 1
+        elif int(votes) >= MIN_VOTES:
+            rated[tconst] = round(float(rating) * 10), int(votes)
+    titles = []
     columns = ("tconst", "titleType", "primaryTitle", "startYear", "runtimeMinutes", "genres")
-    return [
-        Title(
-            row["tconst"],
-            row["primaryTitle"],
-            int(row["startYear"]),
-            None if row["runtimeMinutes"] == r"\N" else int(row["runtimeMinutes"]),
-            () if row["genres"] == r"\N" else tuple(row["genres"].split(",")),
-            *rated[row["tconst"]],
-        )
-        for row in _rows("IMDB_BASICS", basics, columns)
-        if row["titleType"] == "movie" and row["startYear"] != r"\N" and row["tconst"] in rated
-    ]
+    for fields in _rows("IMDB_BASICS", basics, columns, read):
+        tconst, kind, name, year, minutes, genres = fields or [""] * len(columns)
+        movie = kind == "movie"
+        numbers = _YEAR.fullmatch(year) and _MINUTES.fullmatch(minutes)
+        if not _TCONST.fullmatch(tconst) or (movie and not numbers):
+            odd["IMDB_BASICS"] += 1
+        elif movie and year != NULL and tconst in rated:
+            length = None if minutes == NULL else int(minutes)
+            kinds = () if genres == NULL else tuple(genres.split(","))
+            titles.append(Title(tconst, name, int(year), length, kinds, *rated[tconst]))
+    if odd:
+        counts = ", ".join(f"{odd[option]} of {read[option]} of {option}" for option in sorted(odd))
+        print(f"producer: rows left out, shifted, cut off or no numbers: {counts}", file=sys.stderr, flush=True)
+    return titles
 
 
-def _rows(option: str, place: str, columns: tuple[str, ...]) -> Iterator[dict[str, str]]:
+def _rows(option: str, place: str, columns: tuple[str, ...], read: Counter[str]) -> Iterator[list[str] | None]:
+    """Yield the fields of each row, None where a row is shifted or cut off, and count the rows."""
     try:
         opened = urllib.request.urlopen(place, timeout=60) if "://" in place else Path(place).open("rb")  # noqa: SIM115
-        with opened as packed, gzip.open(packed) as plain:
-            rows = csv.DictReader(io.TextIOWrapper(plain, "utf-8"), delimiter="\t", quoting=csv.QUOTE_NONE)
-            missing = [name for name in columns if name not in (rows.fieldnames or ())]
+        with opened as file:
+            plain = gzip.GzipFile(fileobj=file) if file.peek(2)[:2] == b"\x1f\x8b" else file
+            lines = io.TextIOWrapper(plain, "utf-8-sig", newline="\n")
+            names = _line(lines).rstrip("\r\n").split("\t")
+            missing = [name for name in columns if name not in names]
             if missing:
-                raise DeclarationError(f"{option}={place!r}: no column {missing[0]}; allowed is IMDb's file, gzipped")
-            yield from rows
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise DeclarationError(
-            f"{option}={place!r}: allowed is the path or URL of IMDb's gzipped file: {error}"
-        ) from None
+                raise _NotImdb(f"no column {missing[0]}")
+            places = [names.index(name) for name in columns]
+            while line := _line(lines):
+                read[option] += 1
+                fields = line.rstrip("\r\n").split("\t")
+                whole = line.endswith("\n") and len(fields) == len(names)
+                yield [fields[place] for place in places] if whole else None
+    except (OSError, EOFError, ValueError, zlib.error, http.client.HTTPException) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DeclarationError(f"{option}={place!r}: allowed is the path or URL of IMDb's file: {reason}") from None
+
+
+def _line(lines: io.TextIOWrapper) -> str:
+    line = lines.readline(LINE_CHARACTERS + 1)
+    if len(line) > LINE_CHARACTERS:
+        raise _NotImdb(f"a line of more than {LINE_CHARACTERS} characters")
+    return line
+
+
+class _NotImdb(ValueError):
+    """Whatever the file is, it is none of IMDb's."""
 
 
 def write_fictional_pair(folder: Path) -> tuple[str, str]:

@@ -342,11 +342,81 @@ def test_imdb_s_own_files_take_the_path_of_the_fictional_pair(tmp_path: Path) ->
     # Half a pair, a file that is not there, and one that is not IMDb's are told in one line.
     for wrong, said in (
         (options[:2], "allowed are both or none"),
-        ([*options[:3], f"IMDB_RATINGS={tmp_path}/none.gz"], "allowed is the path or URL of IMDb's gzipped file"),
+        ([*options[:3], f"IMDB_RATINGS={tmp_path}/none.gz"], "allowed is the path or URL of IMDb's file"),
         ([*options[:3], f"IMDB_RATINGS={tmp_path}/title.basics.tsv.gz"], "no column averageRating"),
     ):
         refused = run_cli("--domain", "movies", "--to", "jsonl", "--count", "1", *wrong)
         assert refused.returncode == 2 and said in refused.stderr.decode().splitlines()[-1]
+
+
+def imdb(tmp_path: Path, basics: bytes, ratings: bytes) -> subprocess.CompletedProcess[bytes]:
+    """Each title of a pair of files once, as JSON lines."""
+    options = []
+    for name, content in (("basics", basics), ("ratings", ratings)):
+        (tmp_path / f"title.{name}.tsv").write_bytes(content)
+        options += ["--option", f"IMDB_{name.upper()}={tmp_path}/title.{name}.tsv"]
+    return run_cli("--domain", "movies", "--to", "jsonl", "--count", "3", "--seed", "1", *options)
+
+
+def tabbed(text: str) -> bytes:
+    return text.replace(" ", "\t").replace("_", " ").encode()
+
+
+ODD_BASICS = r"""tt0000001 movie Minutes_Are_No_Number Minutes 0 2001 \N Drama Comedy
+tt0000001 movie Year_Is_None Year 0 19xx \N 90 Drama
+tt0000001 movie Shifted 0 2001 \N 90 Drama
+tt0000001 movie One_More One_More 0 2001 \N 90 Drama Comedy
+movie tt0000001 Swapped Swapped 0 2001 \N 90 Drama
+
+tt0000001 movie Cut_Off_With_All_Its_Columns Cut 0 2001 \N 90 Dra"""
+ODD_RATINGS = """tt0000001 9.x 5000
+tt0000001 11.0 5000
+tt0000001 9.1 many
+tt0000001 9.1
+tt0000001 9.9 81"""
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_odd_rows_of_imdb_are_left_out_and_counted_in_one_line(pack: Any, tmp_path: Path) -> None:
+    """Whether the files are gzipped or not, with the line ends of Windows and a byte-order mark or without."""
+    for mark, end in ((b"", b"\n"), (b"\xef\xbb\xbf", b"\r\n")):
+        basics, ratings = (
+            mark + tabbed(text).replace(b"\n", end) for text in (BASICS + ODD_BASICS, RATINGS + ODD_RATINGS)
+        )
+        done = imdb(tmp_path, pack(basics), pack(ratings))
+        assert done.returncode == 0, done.stderr
+        told = [line for line in done.stderr.decode().splitlines() if "left out" in line]
+        assert len(told) == 1 and "7 of 15 of IMDB_BASICS, 5 of 12 of IMDB_RATINGS" in told[0]
+        titles = {
+            row["tconst"]: (row["primaryTitle"], row["numVotes"]) for row in map(json.loads, done.stdout.splitlines())
+        }
+        assert titles["tt0000001"] == ('Amélie\'s "Best" Day', 812_345) and len(titles) == 3
+
+
+_GZIPPED = gzip.compress(tabbed(BASICS) * 50)
+
+
+@pytest.mark.parametrize(
+    ("basics", "reason"),
+    [
+        (b"", "no column tconst"),
+        (b"<!doctype html>\n<title>IMDb</title>\n", "no column tconst"),
+        (bytes(range(256)), "can't decode"),
+        (BASICS.encode("utf-16"), "can't decode"),
+        (_GZIPPED[:-40], "ended before"),
+        (_GZIPPED[:40] + b"\xff" * 40 + _GZIPPED[80:], "Error"),
+        (gzip.compress(tabbed(BASICS))[:-8] + b"\0" * 8, "CRC"),
+        (tabbed(BASICS) + b"tt0000001\tmovie\t" + b"x" * 200_000 + b"\n", "more than 100000 characters"),
+        (gzip.compress(b"\0" * 1_000_000), "more than 100000 characters"),
+    ],
+)
+def test_a_file_that_is_none_of_imdb_s_or_is_damaged_is_one_line_and_exit_2(
+    basics: bytes, reason: str, tmp_path: Path
+) -> None:
+    done = imdb(tmp_path, basics, tabbed(RATINGS))
+    assert (done.returncode, done.stdout) == (2, b"")
+    lines = [line for line in done.stderr.decode().splitlines() if not line.startswith("producer: ")]
+    assert len(lines) == 1 and lines[0].startswith("error: IMDB_BASICS=") and reason in lines[0]
 
 
 def test_an_array_of_nothing_is_still_an_array(tmp_path: Path) -> None:
