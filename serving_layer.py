@@ -19,8 +19,9 @@ import os
 import signal
 import socket
 import sys
+from functools import partial
 from pathlib import Path
-from urllib.parse import parse_qsl
+from typing import Any
 
 import structlog
 from fastapi import FastAPI, Request, Response
@@ -28,6 +29,7 @@ from granian.constants import Interfaces
 from granian.log import LogLevels
 from granian.server.embed import Server
 from starlette.exceptions import HTTPException
+from starlette.middleware.gzip import DEFAULT_EXCLUDED_CONTENT_TYPES, GZipMiddleware
 
 import domains
 from engine import answers, openapi
@@ -36,110 +38,83 @@ from engine.domain import DeclarationError
 from engine.hdfs import Hdfs
 from engine.notation import encode
 from engine.observe import StartAgain, exit_codes, start_logging
-from engine.parameters import BadQuery, Params
-from engine.reply import Problem
+from engine.openapi import Route
+from engine.parameters import BadQuery
+from engine.reply import MEDIA, HeadAsGet, Problem
 from engine.service import Service
 from engine.settings import Settings, SettingsError, add_flags, environment, from_args
 
 WEB = Path(__file__).parent / "web"
 DRAIN_SECONDS = 10.0
+ALREADY_SMALL = (*DEFAULT_EXCLUDED_CONTENT_TYPES, MEDIA["parquet"])
+
+
+async def described(service: Service, request: Request) -> Response:
+    """This interface, with one path per view."""
+    return Response(encode(openapi.document(ROUTES, service.domains)), media_type="application/json")
+
+
+async def metrics(service: Service, request: Request) -> Response:
+    """For Prometheus."""
+    measured: answers.Measured = request.app.state.measured
+    return Response(measured.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+async def board(service: Service, request: Request) -> Response:
+    """The dashboard."""
+    return answers.file_reply(WEB, "index.html")
+
+
+async def docs(service: Service, request: Request) -> Response:
+    """The description as a page on which each call can be tried."""
+    return answers.file_reply(WEB, "docs.html")
+
+
+async def static(service: Service, request: Request) -> Response:
+    """Files of the two pages."""
+    return answers.file_reply(WEB, request.path_params["path"])
+
+
+# All there is: what is served, what /openapi.json says of it, and the paths that a 404 names.
+ROUTES = (
+    Route("/v1/views", answers.catalogue, openapi.catalogue),
+    Route("/v1/views/{name}", answers.view_rows, openapi.views),
+    Route("/v1/views/{name}/proof", answers.proven, openapi.proofs),
+    Route("/v1/reports/{name}", answers.report_rows, openapi.reports),
+    Route("/v1/events/{name}", answers.event_rows, openapi.events),
+    Route("/v1/quarantine", answers.quarantine_rows, openapi.quarantine),
+    Route("/v1/ledger", answers.ledger, openapi.ledger),
+    Route("/health/live", answers.live, openapi.live),
+    Route("/health/ready", answers.ready, openapi.ready),
+    Route("/metrics", metrics, openapi.metrics),
+    Route("/openapi.json", described, openapi.itself),
+    Route("/docs", docs, openapi.page),
+    Route("/", board, openapi.page),
+    Route("/static/{path:path}", static, None),
+)
 
 
 def create_app(service: Service) -> FastAPI:
     """Return the routes; all state is in `service`."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
-    measured = answers.Measured(service)
-    app.middleware("http")(measured.around)
-    app.add_exception_handler(Problem, answers.problem)
-    app.add_exception_handler(BadQuery, answers.problem)
-    app.add_exception_handler(HTTPException, answers.problem)
-
-    @app.get("/v1/views")
-    async def views(request: Request) -> Response:
-        """Every view: domain, dimensions with types, measures, grain, freshness."""
-        answers.none_but(params(request))
-        return answers.json_reply(answers.catalogue(service))
-
-    @app.get("/v1/views/{name}")
-    async def view(name: str, request: Request) -> Response:
-        """Rows of a view: merged, or one side alone."""
-        domain, found = service.view(name)
-        return await answers.view_rows(service, domain, found, params(request))
-
-    @app.get("/v1/views/{name}/proof")
-    async def view_proof(name: str, request: Request) -> Response:
-        """The same rows recounted from the raw log, and whether they match."""
-        domain, found = service.view(name)
-        return await answers.proven(service, domain, found, params(request))
-
-    @app.get("/v1/reports/{name}")
-    async def report(name: str, request: Request) -> Response:
-        """Rows of a batch-only report."""
-        domain, found = service.report(name)
-        return await answers.report_rows(service, domain, found, params(request))
-
-    @app.get("/v1/events/{topic}")
-    async def events(topic: str, request: Request) -> Response:
-        """Typed events, newest first."""
-        return await answers.event_rows(service, service.topic(topic), topic, params(request))
-
-    @app.get("/v1/quarantine")
-    async def quarantine(request: Request) -> Response:
-        """Rows with a problem, newest first, with their raw value."""
-        return await answers.quarantine_rows(service, params(request))
-
-    @app.get("/v1/ledger")
-    async def ledger(request: Request) -> Response:
-        """Per partition: where Kafka, raw log, typed log, batch and speed stand, and whether the counts balance."""
-        return answers.json_reply(answers.ledger(service, params(request)))
-
-    @app.get("/health/live")
-    async def live() -> Response:
-        """The process answers."""
-        return answers.json_reply({"status": "live"})
-
-    @app.get("/health/ready")
-    async def ready() -> Response:
-        """Whether there is something right to say, with reasons."""
-        failing, worrying = service.reasons()
-        said = {"status": "not ready" if failing else "ready", "reasons": failing, "warnings": worrying}
-        return answers.json_reply(said, 503 if failing else 200)
-
-    @app.get("/metrics")
-    async def metrics() -> Response:
-        """For Prometheus."""
-        return Response(measured.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
-
-    @app.get("/openapi.json")
-    async def described_json() -> Response:
-        """This interface, with one path per view."""
-        return Response(encode(openapi.document(service.domains)), media_type="application/json")
-
-    @app.get("/docs")
-    async def docs() -> Response:
-        """The same as a page; needs no network."""
-        return Response(openapi.page(service.domains), media_type="text/html; charset=utf-8")
-
-    @app.get("/")
-    async def board() -> Response:
-        """The dashboard."""
-        return answers.file_reply(WEB, "index.html")
-
-    @app.get("/static/{path:path}")
-    async def static(path: str) -> Response:
-        """Files of the dashboard."""
-        return answers.file_reply(WEB, path)
-
+    app.state.measured = answers.Measured(service)
+    app.add_middleware(GZipMiddleware, compresslevel=4, exclude_content_types=ALREADY_SMALL)
+    app.middleware("http")(app.state.measured.around)
+    app.add_middleware(HeadAsGet)
+    problem = partial(answers.problem, [route.template for route in ROUTES])
+    for error in (Problem, BadQuery, HTTPException):
+        app.add_exception_handler(error, problem)
+    for route in ROUTES:
+        app.add_api_route(route.path, _endpoint(route.answer, service), methods=["GET"])
     return app
 
 
-def params(request: Request) -> Params:
-    """Return the query's parameters in order. Raises BadQuery for what is not UTF-8, or far too many."""
-    try:
-        text = request.scope["query_string"].decode("ascii")
-        return parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=2000)
-    except ValueError:
-        raise BadQuery("query", "the query string must be percent-encoded UTF-8 with at most 2000 fields") from None
+def _endpoint(answer: Any, service: Service) -> Any:
+    async def endpoint(request: Request) -> Response:
+        answered: Response = await answer(service, request)
+        return answered
+
+    return endpoint
 
 
 async def serve(app: FastAPI, settings: Settings, service: Service) -> None:

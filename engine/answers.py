@@ -27,9 +27,21 @@ from engine.measures import arrow_type
 from engine.metrics import new_registry, unix_seconds
 from engine.notation import encode
 from engine.openapi import describe
-from engine.parameters import BadQuery, Params, collected, limit_of, one_of, report_query, time_of, typed, view_query
+from engine.parameters import (
+    FORMATS,
+    BadQuery,
+    Params,
+    collected,
+    limit_of,
+    one_of,
+    parsed,
+    report_query,
+    time_of,
+    typed,
+    view_query,
+)
 from engine.query import Query, fetch_rows, fetch_table, jsonable
-from engine.reply import HEADERS, Problem, body
+from engine.reply import HEADERS, Problem, body, preferred, rows_reply
 from engine.service import Service
 from engine.snapshot import Snapshot, beginning
 
@@ -49,9 +61,8 @@ QUARANTINE_COLUMNS = (
 _log = structlog.get_logger("engine.answers")
 
 
-def json_reply(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    kind = "application/json" if status in (200, 503) and not headers else "application/problem+json"
-    return Response(encode(value), status, {"Cache-Control": "no-store", **(headers or {})}, kind)
+def json_reply(value: Any, status: int = 200) -> Response:
+    return Response(encode(value), status, {"Cache-Control": "no-store"}, "application/json")
 
 
 def none_but(params: Params, *allowed: str) -> dict[str, list[str]]:
@@ -59,8 +70,20 @@ def none_but(params: Params, *allowed: str) -> dict[str, list[str]]:
     return collected(params, {}, allowed)
 
 
-def catalogue(service: Service) -> dict[str, Any]:
+def _params(request: Request) -> Params:
+    return parsed(request.scope["query_string"])
+
+
+def _rows_params(request: Request) -> Params:
+    """Parameters of a route that gives rows: where they name no format, the Accept header may."""
+    params, wanted = _params(request), preferred(request.headers.get("accept", ""))
+    named = wanted == "json" or any(name == "format" for name, _ in params)
+    return params if named else [*params, ("format", wanted)]
+
+
+async def catalogue(service: Service, request: Request) -> Response:
     """Every view with its freshness, and every report with its columns."""
+    none_but(_params(request))
     views, reports = [], []
     for domain in service.domains:
         current = service.loaders[domain.name].current
@@ -80,12 +103,12 @@ def catalogue(service: Service) -> dict[str, Any]:
             columns = list(table.schema.names) if table is not None else list(report.by)
             checks = _checks(current.manifest.reports.get(report.name, {}) if current else {})
             reports.append({"report": report.name, "domain": domain.name, "columns": columns, **checks})
-    return {"views": views, "reports": reports}
+    return json_reply({"views": views, "reports": reports})
 
 
-def ledger(service: Service, params: Params) -> dict[str, Any]:
+async def ledger(service: Service, request: Request) -> Response:
     """The balance of one domain, or of all; one without a version and epochs yet covers nothing."""
-    names = none_but(params, "domain").get("domain")
+    names = none_but(_params(request), "domain").get("domain")
     chosen = [service.domain(name) for name in names] if names else service.domains
     now, bound = service.clock(), service.settings.ready_staleness or None
     told = []
@@ -93,24 +116,38 @@ def ledger(service: Service, params: Params) -> dict[str, Any]:
         loader = service.loaders[domain.name]
         balance = service.watches[domain.name].ledger(loader.current or beginning(domain), now)
         told.append({**balance, "max_staleness_seconds": bound})
-    return {"domains": told}
+    return json_reply({"domains": told})
 
 
-async def view_rows(service: Service, domain: Domain, view: View, params: Params) -> Response:
-    """One page of a view."""
-    query = view_query(view, params)
-    snapshot, offset = await _place(service, domain, query, params)
-    return await _page(service, snapshot, query, _sides(snapshot, view), offset, {})
+async def live(service: Service, request: Request) -> Response:
+    """The process answers."""
+    return json_reply({"status": "live"})
 
 
-async def report_rows(service: Service, domain: Domain, report: Report, params: Params) -> Response:
+async def ready(service: Service, request: Request) -> Response:
+    """Whether there is something right to say, with reasons."""
+    failing, worrying = service.reasons()
+    said = {"status": "not ready" if failing else "ready", "reasons": failing, "warnings": worrying}
+    return json_reply(said, 503 if failing else 200)
+
+
+async def view_rows(service: Service, request: Request) -> Response:
+    """One page of a view: merged, or one side alone."""
+    domain, view = service.view(request.path_params["name"])
+    query = view_query(view, _rows_params(request))
+    snapshot, place = await _place(service, domain, query, request)
+    return await _page(service, request, snapshot, query, _sides(snapshot, view), place, {})
+
+
+async def report_rows(service: Service, request: Request) -> Response:
     """One page of a report, with what its checks said."""
+    domain, report = service.report(request.path_params["name"])
     snapshot = service.snapshot(domain)
-    query = report_query(report, _report(snapshot, report).schema, params)
-    snapshot, offset = await _place(service, domain, query, params)
+    query = report_query(report, _report(snapshot, report).schema, _rows_params(request))
+    snapshot, place = await _place(service, domain, query, request)
     table = _report(snapshot, report)
     said = _checks(snapshot.manifest.reports[report.name])
-    return await _page(service, snapshot, query, {"report": table}, offset, {"report": said})
+    return await _page(service, request, snapshot, query, {"report": table}, place, {"report": said})
 
 
 def _checks(entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -128,13 +165,15 @@ def _report(snapshot: Snapshot, report: Report) -> pa.Table:
     return table
 
 
-async def _place(service: Service, domain: Domain, query: Query, params: Params) -> tuple[Snapshot, int]:
-    """Return the snapshot and the offset in its list that a cursor names, else the current one from its start."""
-    token = dict(params).get("cursor")
+async def _place(
+    service: Service, domain: Domain, query: Query, request: Request
+) -> tuple[Snapshot, Mapping[str, Any]]:
+    """Return the snapshot that a cursor names and what it holds, else the current one and the beginning."""
+    token = dict(_params(request)).get("cursor")
     if token is None:
-        return service.snapshot(domain), 0
+        return service.snapshot(domain), {"offset": 0}
     value = service.cursors.open(token, query.digest)
-    return await service.held(domain, value["snapshot"]), int(value["offset"])
+    return await service.held(domain, value["snapshot"]), value
 
 
 def _sides(snapshot: Snapshot, view: View) -> dict[str, pa.Table]:
@@ -157,30 +196,34 @@ def _facts(service: Service, snapshot: Snapshot, query: Query) -> dict[str, Any]
 
 async def _page(
     service: Service,
+    request: Request,
     snapshot: Snapshot,
     query: Query,
     tables: Mapping[str, pa.Table],
-    offset: int,
+    place: Mapping[str, Any],
     more: Mapping[str, Any],
 ) -> Response:
     facts = _facts(service, snapshot, query)
+    offset, page = int(place["offset"]), int(place.get("page", 1))
 
     def work(cursor: duckdb.DuckDBPyConnection) -> tuple[bytes, dict[str, str]]:
         fetch = fetch_table if query.format == "parquet" else fetch_rows
         with cursor:
-            rows: Any = fetch(cursor, query, tables, offset)
+            rows: Any = fetch(cursor, query, tables, offset, tail.PAGE_BYTES)
         further, number = None, tail.rows_of_page(rows, query.limit)
         if len(rows) > number:
-            place = {"list": query.digest, "snapshot": service.hold(snapshot), "offset": offset + number}
-            further = service.cursors.seal(place)
+            following = {"snapshot": service.hold(snapshot), "offset": offset + number, "page": page + 1}
+            further = service.cursors.seal({"list": query.digest, **following})
         return body(query.format, query.columns, rows[:number], {**facts, "next_cursor": further, **more})
 
     content, headers = await service.run(work)
-    return Response(content, headers=headers)
+    return rows_reply(content, headers, query.format, request.url, page)
 
 
-async def proven(service: Service, domain: Domain, view: View, params: Params) -> Response:
+async def proven(service: Service, request: Request) -> Response:
     """The served rows, the same rows recounted from the raw log, and what differs."""
+    domain, view = service.view(request.path_params["name"])
+    params = _params(request)
     asked = [(name, text) for name, text in params if name not in ("limit", "cursor", "format", "order")]
     for name, _ in params:
         if name in ("limit", "cursor", "format"):
@@ -201,10 +244,12 @@ async def proven(service: Service, domain: Domain, view: View, params: Params) -
     return json_reply({**result, **told, **service.facts(snapshot), "next_cursor": None})
 
 
-async def event_rows(service: Service, domain: Domain, topic: str, params: Params) -> Response:
+async def event_rows(service: Service, request: Request) -> Response:
     """Good typed events of a topic, newest first by log position."""
+    topic = request.path_params["name"]
+    domain = service.topic(topic)
     stream = domain.stream(topic)
-    given = none_but(params, "from", "to", "key", "limit", "format")
+    given = none_but(_rows_params(request), "from", "to", "key", "limit", "format")
     start, end = (time_of(given[name][0], name) if name in given else None for name in ("from", "to"))
     keys = [typed(text, arrow_type(stream.columns[stream.key]), "key") for text in given.get("key", ())]
 
@@ -224,11 +269,12 @@ async def event_rows(service: Service, domain: Domain, topic: str, params: Param
 
     parts = _typed(service, [domain], lambda key: key[0] == topic)
     walk = tail.Tail(service.fs, parts, {topic: [*columns, "problem"]}, keep)
-    return await _newest(service, [domain], walk, shown, row, f"events {topic} {start} {end} {keys}", params, given)
+    return await _newest(service, [domain], walk, shown, row, f"events {topic} {start} {end} {keys}", request, given)
 
 
-async def quarantine_rows(service: Service, params: Params) -> Response:
-    """Rows with a problem, newest first, of one or all domains."""
+async def quarantine_rows(service: Service, request: Request) -> Response:
+    """Rows with a problem, newest first, of one or all domains, with their raw value."""
+    params = _rows_params(request)
     given = none_but(params, "domain", "topic", "problem", "partition", "limit", "format")
     chosen = [service.domain(name) for name in given["domain"]] if "domain" in given else list(service.domains)
     problems = sorted({problem for d in chosen for stream in d.streams for problem in stream.problems})
@@ -257,7 +303,7 @@ async def quarantine_rows(service: Service, params: Params) -> Response:
     parts = _typed(service, chosen, wanted)
     walk = tail.Tail(service.fs, parts, {key[0]: columns for key in parts}, keep, tail.problems_only)
     asked = sorted((name, text) for name, text in params if name not in ("cursor", "limit", "format"))
-    return await _newest(service, chosen, walk, QUARANTINE_COLUMNS, row, f"quarantine {asked}", params, given)
+    return await _newest(service, chosen, walk, QUARANTINE_COLUMNS, row, f"quarantine {asked}", request, given)
 
 
 def _typed(service: Service, chosen: Sequence[Domain], wanted: Callable[[tail.Key], bool]) -> dict[tail.Key, Partition]:
@@ -277,13 +323,15 @@ async def _newest(
     columns: Sequence[str],
     row: Callable[[dict[str, Any]], list[Any]],
     what: str,
-    params: Params,
+    request: Request,
     given: Mapping[str, list[str]],
 ) -> Response:
-    form, limit = one_of(given, "format", ("json", "csv", "parquet")), limit_of(given.get("limit"))
+    form = one_of(given, "format", FORMATS)
+    limit = limit_of(given.get("limit"), form)
     digest = hashlib.sha256(what.encode()).hexdigest()[:16]
-    token = dict(params).get("cursor")
-    below = service.cursors.open(token, digest)["below"] if token is not None else None
+    token = dict(_params(request)).get("cursor")
+    place = service.cursors.open(token, digest) if token is not None else {}
+    below, page = place.get("below"), int(place.get("page", 1))
     facts = [service.facts(service.snapshot(domain)) for domain in chosen]
     said = facts[0] if len(facts) == 1 else _together(chosen, facts)
 
@@ -292,14 +340,14 @@ async def _newest(
             found, left = walk.newest(limit, below)
         except FileNotFoundError:
             raise Problem(503, "segments were merged just now; ask again", retry_after=1) from None
-        further = service.cursors.seal({"list": digest, "below": left}) if left else None
+        further = service.cursors.seal({"list": digest, "below": left, "page": page + 1}) if left else None
         rows: Any = [row(one) for one in found]
         if form == "parquet":
             rows = pa.Table.from_pylist([dict(zip(columns, one, strict=True)) for one in rows], _schema(columns, rows))
         return body(form, columns, rows, {**said, "next_cursor": further})
 
     content, headers = await service.run(work, reads_hdfs=True)
-    return Response(content, headers=headers)
+    return rows_reply(content, headers, form, request.url, page)
 
 
 def _schema(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> pa.Schema | None:
@@ -315,14 +363,13 @@ def _together(chosen: Sequence[Domain], facts: Sequence[Mapping[str, Any]]) -> d
     }
 
 
-async def problem(request: Request, error: Exception) -> Response:
-    """Answer an error as a problem document."""
+async def problem(paths: Sequence[str], request: Request, error: Exception) -> Response:
+    """Answer an error as a problem document; `paths` are those that there are."""
     if isinstance(error, HTTPException):
-        headers = {name: text for name, text in (error.headers or {}).items() if name.lower() == "allow"}
-        known = ["/", "/docs", "/metrics", "/openapi.json", "/v1/ledger", "/v1/quarantine", "/v1/views"]
-        detail = "no such path" if error.status_code == 404 else "this path answers GET only"
-        error = Problem(error.status_code, detail, known=known)
-        error.headers |= headers
+        detail = "no such path" if error.status_code == 404 else "this path answers GET and HEAD only"
+        unmethodical = {"Allow": "GET, HEAD"} if error.status_code == 405 else {}
+        error = Problem(error.status_code, detail, known=paths)
+        error.headers |= unmethodical
     elif isinstance(error, BadQuery):
         error = Problem(422, str(error), field=error.field)
     assert isinstance(error, Problem)
@@ -348,7 +395,7 @@ def file_reply(folder: Path, path: str) -> Response:
         kind = mimetypes.guess_type(target.name)[0] or "application/octet-stream"
         return Response(target.read_bytes(), headers={"Cache-Control": "no-cache"}, media_type=kind)
     except (OSError, ValueError):
-        raise Problem(404, "no such file of the dashboard", known=["/docs", "/v1/views"]) from None
+        raise Problem(404, "no such file of the dashboard", known=["/", "/docs", "/v1/views"]) from None
 
 
 class Measured:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
+from urllib.parse import parse_qsl
 
 import pyarrow as pa
 
@@ -24,7 +25,8 @@ from engine.query import Filter, Query
 EVERY = {"1m": "1 minute", "5m": "5 minutes", "15m": "15 minutes", "1h": "1 hour", "1d": "1 day"}
 FORMATS = ("json", "csv", "parquet")
 PARTS = ("merged", "batch", "speed")
-LIMIT_DEFAULT, LIMIT_MAX = 100, 10_000
+# Rows of an answer; a file has all that there are, up to its bytes.
+LIMIT_DEFAULT, LIMIT_MAX, ALL_ROWS = 100, 10_000, 2**60
 REPEATABLE = {"by", "measures", "order", "domain", "topic", "problem", "partition", "key"}
 # What an exploded view can still answer when one event may stand in several of the rows that are added.
 OVERLAP_SAFE = ("min", "max", "first", "last", "distinct")
@@ -47,6 +49,15 @@ class BadQuery(ValueError):
         self.field = field
 
 
+def parsed(query_string: bytes) -> Params:
+    """Return the query's parameters in order. Raises BadQuery for what is not UTF-8, or far too many."""
+    try:
+        text = query_string.decode("ascii")
+        return parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=2000)
+    except ValueError:
+        raise BadQuery("query", "the query string must be percent-encoded UTF-8 with at most 2000 fields") from None
+
+
 def view_query(view: View, params: Params) -> Query:
     """Check the parameters of a view's rows. Raises BadQuery naming the field."""
     types = {name: arrow_type(view.dimension_type(name)) for name in view.by}
@@ -57,13 +68,14 @@ def view_query(view: View, params: Params) -> Query:
     shape = _shape(view, given, filters)
     columns = (*shape.keys, *shape.measures, *shape.show)
     start, end = (_border(given, field, view, shape) for field in ("from", "to"))
+    form = one_of(given, "format", FORMATS)
     return Query(
         name=view.name,
         columns=columns,
         filters=filters,
         order=_order(given, columns, shape.keys),
-        limit=limit_of(given.get("limit")),
-        format=one_of(given, "format", FORMATS),
+        limit=limit_of(given.get("limit"), form),
+        format=form,
         view=view,
         shape=shape,
         part=one_of(given, "part", PARTS),
@@ -83,7 +95,8 @@ def report_query(report: Report, schema: pa.Schema, params: Params) -> Query:
     start, end = (time_of(given[field][0], field) if given.get(field) else None for field in ("from", "to"))
     columns = tuple(schema.names)
     order = _order(given, columns, (*by, *(c for c in columns if c not in by)))
-    limit, form = limit_of(given.get("limit")), one_of(given, "format", FORMATS)
+    form = one_of(given, "format", FORMATS)
+    limit = limit_of(given.get("limit"), form)
     time = report.time or Query.time
     return Query(report.name, columns, filters, order, limit, form, start=start, end=end, time=time, texts=texts)
 
@@ -99,13 +112,13 @@ def time_of(text: str, field: str) -> datetime:
         raise BadQuery(field, "an ISO-8601 time such as 2026-01-31T07:00:00Z is wanted (write + as %2B)") from None
 
 
-def limit_of(texts: Sequence[str] | None, largest: int = LIMIT_MAX) -> int:
-    """Return the checked `limit`, or the default."""
+def limit_of(texts: Sequence[str] | None, form: str) -> int:
+    """Return the checked `limit`, or the default of the format: a page for a program, a whole file for a person."""
     if not texts:
-        return LIMIT_DEFAULT
+        return LIMIT_DEFAULT if form == "json" else ALL_ROWS
     text = texts[-1]
-    if len(texts) > 1 or not re.fullmatch(r"[0-9]{1,5}", text) or not 1 <= int(text) <= largest:
-        raise BadQuery("limit", f"one whole number from 1 to {largest} is wanted")
+    if len(texts) > 1 or not re.fullmatch(r"[0-9]{1,5}", text) or not 1 <= int(text) <= LIMIT_MAX:
+        raise BadQuery("limit", f"one whole number from 1 to {LIMIT_MAX} is wanted")
     return int(text)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -18,9 +19,12 @@ import pyarrow as pa
 
 from engine.domain import GRAINS, View
 from engine.measures import all_parts, merge_query, register, show_query, window_of
+from engine.notation import size_of
 from engine.operators import Engine
 
 _DUCK: Engine = "duckdb"
+# Rows that are taken from DuckDB at once.
+FETCH_ROWS = 10_000
 
 
 @dataclass(frozen=True)
@@ -101,9 +105,17 @@ def statement(query: Query, tables: Sequence[str], offset: int) -> tuple[str, li
 
 
 def fetch_rows(
-    cursor: duckdb.DuckDBPyConnection, query: Query, tables: Mapping[str, pa.Table], offset: int
+    cursor: duckdb.DuckDBPyConnection,
+    query: Query,
+    tables: Mapping[str, pa.Table],
+    offset: int,
+    most_bytes: float = math.inf,
 ) -> list[Any]:
-    """Run a query on a cursor of its own; return tuples in the order of `query.columns`, times in UTC with a zone."""
+    """Run a query on a cursor of its own; return tuples in the order of `query.columns`, times in UTC with a zone.
+
+    Args:
+        most_bytes: rows are taken until they hold more than this, and one more, which says that others follow.
+    """
     for name, table in tables.items():
         cursor.register(name, table)
     answer = cursor.execute(*statement(query, list(tables), offset))
@@ -112,20 +124,41 @@ def fetch_rows(
         for n, column in enumerate(answer.description)
         if any(t in str(column[1]).upper() for t in ("TIMESTAMP", "DATE", "STRUCT"))
     }
-    rows: list[Any] = answer.fetchall()
-    if not timed:
-        return rows
-    return [tuple(jsonable(value) if n in timed else value for n, value in enumerate(row)) for row in rows]
+
+    def take(number: int) -> list[Any]:
+        taken: list[Any] = answer.fetchmany(number)
+        if not timed:
+            return taken
+        return [tuple(jsonable(value) if n in timed else value for n, value in enumerate(row)) for row in taken]
+
+    rows: list[Any] = []
+    held = 0
+    while held <= most_bytes and (taken := take(FETCH_ROWS)):
+        rows += taken
+        held += sum(map(size_of, taken))
+    return rows + take(1)
 
 
 def fetch_table(
-    cursor: duckdb.DuckDBPyConnection, query: Query, tables: Mapping[str, pa.Table], offset: int
+    cursor: duckdb.DuckDBPyConnection,
+    query: Query,
+    tables: Mapping[str, pa.Table],
+    offset: int,
+    most_bytes: float = math.inf,
 ) -> pa.Table:
-    """Run a query on a cursor of its own; return an Arrow table, times in UTC with a zone."""
+    """Run a query as `fetch_rows` does; return an Arrow table."""
     for name, table in tables.items():
         cursor.register(name, table)
     sql, values = statement(query, list(tables), offset)
-    found: pa.Table = cursor.sql(sql, params=values).to_arrow_table()
+    reader = cursor.sql(sql, params=values).to_arrow_reader(FETCH_ROWS)
+    batches: list[pa.RecordBatch] = []
+    held = 0
+    for batch in reader:
+        batches.append(batch)
+        if held > most_bytes:
+            break
+        held += batch.nbytes
+    found = pa.Table.from_batches(batches, reader.schema)
     return found.cast(pa.schema([_with_zone(column) for column in found.schema]))
 
 

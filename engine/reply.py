@@ -5,12 +5,17 @@ from __future__ import annotations
 import base64
 import hmac
 import json
+import re
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from starlette.datastructures import URL
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from engine.notation import BYTE_ORDER_MARK, csv_lines, encode
 from engine.parameters import BadQuery
@@ -49,6 +54,22 @@ class Problem(Exception):
         if status == 404:
             self.body["known"] = sorted(known)
         self.headers = {"Retry-After": str(retry_after)} if retry_after else {}
+
+
+class HeadAsGet:
+    """HEAD is answered as GET is, on every path there is, and the body left out."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_no_body(message: Message) -> None:
+            await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+        if scope["type"] == "http" and scope["method"] == "HEAD":
+            await self._app({**scope, "method": "GET"}, receive, send_no_body)
+        else:
+            await self._app(scope, receive, send)
 
 
 class Cursors:
@@ -100,3 +121,36 @@ def _parquet(rows: pa.Table) -> bytes:
     out = pa.BufferOutputStream()
     pq.write_table(rows, out, compression="zstd")
     return bytes(out.getvalue())
+
+
+def preferred(accept: str) -> str:
+    """Return the format that an Accept header ranks first (RFC 9110, 12.5.1); JSON where none ranks higher.
+
+    >>> preferred("text/csv, application/json;q=0.5"), preferred("text/html, */*;q=0.8")
+    ('csv', 'json')
+    """
+    ranks: dict[str, float] = {}
+    for part in accept.lower().split(","):
+        media, *options = (text.strip() for text in part.split(";"))
+        weight = next((text[2:] for text in options if text.startswith("q=")), "1")
+        ranks[media] = float(weight) if re.fullmatch(r"[01](\.[0-9]{0,3})?", weight) else 0.0
+
+    def rank(form: str) -> float:
+        media = MEDIA[form].partition(";")[0]
+        return next((ranks[name] for name in (media, f"{media.partition('/')[0]}/*", "*/*") if name in ranks), 0.0)
+
+    return max(MEDIA, key=rank)
+
+
+def rows_reply(content: bytes, headers: Mapping[str, str], form: str, url: URL, page: int) -> Response:
+    """Return an answer of rows. What is saved as a file says in its name whether it is a part, and a link leads on."""
+    more = {"Vary": "Accept"}
+    if form != "json":
+        cursor = headers["X-Highwater-Next-Cursor"]
+        part = "" if page == 1 else f"-page-{page}-last"
+        if cursor != "null":
+            part = f"-page-{page}"
+            following = url.include_query_params(cursor=cursor, format=form)
+            more["Link"] = f'<{following.path}?{following.query}>; rel="next"'
+        more["Content-Disposition"] = f'attachment; filename="{PurePath(url.path).name}{part}.{form}"'
+    return Response(content, headers={**headers, **more})

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from engine.log import FileSystem, Partition, Position, Segment
-from engine.notation import writable
+from engine.notation import size_of, writable
 from engine.query import jsonable
 
 # Rows of segments that one request looks at before it hands back a cursor instead of looking further.
@@ -139,17 +139,6 @@ def rows_of_page(rows: Any, limit: int) -> int:
         if page_bytes >= PAGE_BYTES:
             return number
     return limit
-
-
-def size_of(value: Any) -> int:
-    """About how many bytes a value takes in an answer."""
-    if isinstance(value, str | bytes):
-        return 2 + len(value)
-    if isinstance(value, dict):
-        return sum(len(name) + 4 + size_of(inner) for name, inner in value.items())
-    if isinstance(value, list | tuple):
-        return 2 + sum(map(size_of, value))
-    return 8
 
 
 def problems_only(group: Any) -> bool:

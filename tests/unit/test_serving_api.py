@@ -30,12 +30,13 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 import serving_layer
-from engine import proof, tail, versions
+from engine import proof, query, tail, versions
 from engine import service as service_module
 from engine.commit import gap_segment
 from engine.domain import count
 from engine.log import MASTER, segment_path
 from engine.observe import StartAgain
+from engine.reply import MEDIA
 from engine.service import Service
 from engine.settings import load
 from serving_layer import create_app, listen_refusal
@@ -239,6 +240,81 @@ def test_csv_opens_in_a_spreadsheet_and_runs_nothing(filled: Api) -> None:
     assert "Hà Nội" in filled.get("/v1/views/shops?format=csv").content.decode("utf-8-sig")
 
 
+def test_a_file_has_all_rows_or_says_that_more_follow(filled: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In its name and by a link, since nobody who opens it sees a header."""
+    for path in ("/v1/views/sales_minutes", "/v1/reports/tops", "/v1/events/sales-topic", "/v1/quarantine"):
+        name = path.rpartition("/")[2]
+        whole = filled.json(f"{path}?limit=10000")["rows"]
+        assert "content-disposition" not in filled.get(path).headers
+        for form in ("csv", "parquet"):
+            answer = filled.get(f"{path}?format={form}")
+            assert rows_in(answer, form) == len(whole)
+            assert answer.headers["content-disposition"] == f'attachment; filename="{name}.{form}"'
+            assert "link" not in answer.headers
+            with monkeypatch.context() as patch:
+                patch.setattr(tail, "PAGE_BYTES", 2_000 if len(whole) > 10 else 20)
+                patch.setattr(query, "FETCH_ROWS", 2)
+                number, found, link = 0, 0, f"{path}?format={form}"
+                while link:
+                    answer = filled.get(link)
+                    number, found = number + 1, found + rows_in(answer, form)
+                    link = str(answer.links.get("next", {}).get("url", ""))
+                    end = "" if link else "-last"
+                    assert answer.headers["content-disposition"].endswith(f'="{name}-page-{number}{end}.{form}"')
+            assert found == len(whole) and number > 1, (path, form)
+    first = filled.get("/v1/views/shops?format=csv&limit=2&shop=north&shop.null=true&shop=south")
+    following = filled.get(str(first.links["next"]["url"]))
+    assert (rows_in(first, "csv"), rows_in(following, "csv")) == (2, 1)
+
+
+def rows_in(answer: Any, form: str) -> int:
+    assert answer.status_code == 200, answer.text
+    if form == "parquet":
+        return int(pq.read_table(pa.BufferReader(answer.content)).num_rows)
+    return len(list(csv.reader(io.StringIO(answer.content.decode("utf-8-sig"), newline="")))) - 1
+
+
+@pytest.mark.parametrize(
+    ("accept", "form"),
+    [
+        ("text/csv", "csv"),
+        ("application/vnd.apache.parquet", "parquet"),
+        ("text/*;q=0.5, application/json;q=0.4", "csv"),
+        ("application/json;q=0.1, TEXT/CSV ; q=0.9", "csv"),
+        ("text/csv;q=0, */*", "json"),
+        ("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", "json"),
+        ("application/json, text/csv", "json"),
+        ("image/png", "json"),
+        (",;=q;q=x, text/csv;q=2", "json"),
+    ],
+)
+def test_accept_chooses_the_format_where_the_request_names_none(filled: Api, accept: str, form: str) -> None:
+    for path in ("/v1/views/shops", "/v1/reports/tops", "/v1/events/sales-topic", "/v1/quarantine"):
+        answer = filled.client.get(path, headers={"Accept": accept})
+        assert answer.headers["content-type"] == MEDIA[form] and "Accept" in answer.headers["vary"]
+        named = filled.client.get(f"{path}?format=json", headers={"Accept": accept})
+        assert named.headers["content-type"] == "application/json"
+    assert filled.client.get("/v1/ledger", headers={"Accept": accept}).json()["domains"]
+
+
+def test_answers_are_compressed_for_who_reads_gzip_but_not_what_is_compressed(filled: Api) -> None:
+    for path, packed in (
+        ("/v1/views/sales_minutes?limit=50", True),
+        ("/v1/reports/tops?format=csv", False),
+        ("/v1/events/sales-topic?format=csv", True),
+        ("/v1/views/sales_minutes?format=parquet", False),
+        ("/static/app.js", True),
+        ("/health/live", False),
+    ):
+        plain, asked = (filled.client.get(path, headers={"Accept-Encoding": e}) for e in ("identity", "gzip"))
+        assert "content-encoding" not in plain.headers
+        assert (asked.headers.get("content-encoding") == "gzip") == packed, path
+        assert asked.content == plain.content
+        if packed:
+            assert int(asked.headers["content-length"]) < len(plain.content) / 2
+            assert "Accept-Encoding" in asked.headers["vary"]
+
+
 def test_parquet_holds_the_same_rows(filled: Api) -> None:
     for path in ("/v1/views/sales_minutes?every=1h", "/v1/events/sales-topic?limit=7", "/v1/reports/tops?order=-sales"):
         join = "&" if "?" in path else "?"
@@ -408,7 +484,7 @@ def test_errors_are_problem_documents_with_the_known_names(filled: Api) -> None:
     ):
         assert filled.get(path).status_code == 404, path
     answer = filled.client.post("/v1/views", content=b"x" * 100_000)
-    assert answer.status_code == 405 and answer.headers["allow"] == "GET"
+    assert answer.status_code == 405 and answer.headers["allow"] == "GET, HEAD"
     assert filled.json("/v1/views/shops?shop=%ff", 422)["field"] == "query"
     assert filled.json("/v1/views/shops?shop=%ed%a0%80", 422)["field"] == "query"
 
@@ -429,9 +505,13 @@ def test_what_is_described_is_what_answers(filled: Api) -> None:
         assert filled.get(path).status_code == 200, path
         for parameter in item["get"]["parameters"]:
             if "example" in parameter:
-                answer = filled.get(f"{path}?{quote(parameter['name'])}={quote(str(parameter['example']))}")
+                example = parameter["example"][0] if isinstance(parameter["example"], list) else parameter["example"]
+                answer = filled.get(f"{path}?{quote(parameter['name'])}={quote(str(example))}")
                 assert answer.status_code == 200 or parameter["name"] in ("by", "topic"), (path, parameter, answer.text)
-    assert "sales_minutes" in filled.get("/docs").text and "<script" not in filled.get("/docs").text
+    page = filled.get("/docs").text
+    needed = re.findall(r'(?:src|href)="(/[^"]*)"', page)
+    assert len(needed) >= 5 and all(filled.get(path).status_code == 200 for path in needed)
+    assert not re.search(r"<script(?! src=)|<style|style=", page), "the Content-Security-Policy allows nothing inline"
 
 
 def test_metrics_tell_the_state(filled: Api) -> None:

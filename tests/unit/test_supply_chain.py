@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import subprocess
@@ -163,8 +164,14 @@ def test_the_list_of_licences_has_every_jar_that_we_ask_for() -> None:
 
 
 def test_the_list_of_licences_has_every_vendored_file_and_image() -> None:
-    vendored = {path.relative_to(ROOT).as_posix() for path in (ROOT / "web" / "vendor").glob("*.js")}
+    folder = ROOT / "web" / "vendor"
+    vendored = {path.relative_to(ROOT).as_posix() for ending in ("js", "css") for path in folder.glob(f"*.{ending}")}
     assert set(rows("Files in this repository")) == vendored
+    sums = dict(line.split()[::-1] for line in (folder / "SHA256SUMS").read_text().splitlines())
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.name != "SHA256SUMS"}
+    assert sums == {
+        name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items() if path.is_file()
+    }
     overlays = (ROOT / "k8s").rglob("kustomization.yaml")
     images = {name for path in overlays for name in re.findall(r"\{name: ([\w./-]+), newTag", path.read_text())}
     compose = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
