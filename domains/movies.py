@@ -131,6 +131,7 @@ def _rows(option: str, place: str, columns: tuple[str, ...], read: Counter[str])
             while line := _line(lines):
                 read[option] += 1
                 fields = line.rstrip("\r\n").split("\t")
+                # IMDb ends every line; where the end is missing, the last field may be half of itself.
                 whole = line.endswith("\n") and len(fields) == len(names)
                 yield [fields[place] for place in places] if whole else None
     except (OSError, EOFError, ValueError, zlib.error, http.client.HTTPException) as error:

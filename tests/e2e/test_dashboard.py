@@ -191,7 +191,9 @@ def test_the_interface_is_shown_and_can_be_tried(browser: Any, serving_url: str,
     ledger.get_by_role("button", name="Execute").click()
     answer = ledger.locator(".live-responses-table")
     sync_api.expect(answer.locator("tbody .response-col_status").first).to_contain_text("200", timeout=WAIT_MS)
-    sync_api.expect(answer.locator("tbody .response-col_description").first).to_contain_text('"balanced"', timeout=WAIT_MS)
+    sync_api.expect(answer.locator("tbody .response-col_description").first).to_contain_text(
+        '"balanced"', timeout=WAIT_MS
+    )
     origin = urlsplit(serving_url)[:2]
     assert {urlsplit(url)[:2] for url in seen.requests} == {origin} and seen.errors == []
     page.close()
