@@ -37,10 +37,10 @@ from engine import build, derived, metrics, observe, versions
 from engine.commit import OffsetGap, TooSlow
 from engine.compact import clean_staging, compact
 from engine.domain import DeclarationError, Domain
-from engine.events import RowsDiffer, extend_typed, forget_typed, spark_writer, typed_root
+from engine.events import RowsDiffer, extend_typed, forget_typed, spark_writer
 from engine.hdfs import Hdfs, HdfsUnavailable
 from engine.horizon import choose_horizon
-from engine.log import MASTER, MasterWentBack
+from engine.log import MASTER, MasterWentBack, typed_root
 from engine.plan import planned
 from engine.session import side_by_side, spark_session
 from engine.settings import Settings, SettingsError, add_flags, environment, from_args

@@ -36,7 +36,8 @@ from engine.domain import DeclarationError
 from engine.hdfs import Hdfs
 from engine.notation import encode
 from engine.observe import StartAgain, exit_codes, start_logging
-from engine.parameters import BadQuery, Params
+from engine.notation import BadQuery
+from engine.parameters import Params
 from engine.reply import Problem
 from engine.service import Service
 from engine.settings import Settings, SettingsError, add_flags, environment, from_args

@@ -20,31 +20,18 @@ from fastapi import Request, Response
 from prometheus_client import Counter, Gauge, Histogram, generate_latest
 from starlette.exceptions import HTTPException
 
-from engine import proof, tail, versions
+from engine import proof, quarantine, tail, versions
 from engine.domain import Domain, Report, View
 from engine.log import Partition
 from engine.measures import arrow_type
 from engine.metrics import new_registry, unix_seconds
-from engine.notation import encode
+from engine.notation import BadQuery, encode, jsonable, time_of
 from engine.openapi import describe
-from engine.parameters import BadQuery, Params, collected, limit_of, one_of, report_query, time_of, typed, view_query
-from engine.query import Query, fetch_rows, fetch_table, jsonable
+from engine.parameters import Params, collected, limit_of, one_of, report_query, typed, view_query
+from engine.query import Query, fetch_rows, fetch_table
 from engine.reply import HEADERS, Problem, body
 from engine.service import Service
 from engine.snapshot import Snapshot, beginning
-
-QUARANTINE_COLUMNS = (
-    "domain",
-    "topic",
-    "log",
-    "partition",
-    "offset",
-    "problem",
-    "kafka_time",
-    "event_time",
-    "value",
-    "value_base64",
-)
 
 _log = structlog.get_logger("engine.answers")
 
@@ -250,14 +237,14 @@ async def quarantine_rows(service: Service, params: Params) -> Response:
         return key[0] in given.get("topic", (key[0],)) and key[2] in given.get("partition", (key[2],))
 
     def row(found: dict[str, Any]) -> list[Any]:
-        shown = tail.quarantine_row(service.topic(found["topic"]).name, found)
-        return [shown.get(name) for name in QUARANTINE_COLUMNS]
+        named = quarantine.shown(service.topic(found["topic"]).name, found)
+        return [named.get(name) for name in quarantine.SCHEMA.names]
 
     columns = ["offset", "kafka_time", "event_time", "problem", "value", "value_bytes"]
     parts = _typed(service, chosen, wanted)
-    walk = tail.Tail(service.fs, parts, {key[0]: columns for key in parts}, keep, tail.problems_only)
+    walk = tail.Tail(service.fs, parts, {key[0]: columns for key in parts}, keep, quarantine.may_hold_problems)
     asked = sorted((name, text) for name, text in params if name not in ("cursor", "limit", "format"))
-    return await _newest(service, chosen, walk, QUARANTINE_COLUMNS, row, f"quarantine {asked}", params, given)
+    return await _newest(service, chosen, walk, quarantine.SCHEMA.names, row, f"quarantine {asked}", params, given)
 
 
 def _typed(service: Service, chosen: Sequence[Domain], wanted: Callable[[tail.Key], bool]) -> dict[tail.Key, Partition]:

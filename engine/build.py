@@ -29,7 +29,7 @@ from engine.domain import (
     Stream,
     unknown_order,
 )
-from engine.events import Ranges, RowsDiffer, read_typed, torn, typed_root
+from engine.events import Ranges, RowsDiffer, read_typed, torn
 from engine.hdfs import Hdfs, HdfsUnavailable
 from engine.log import (
     STAGING,
@@ -44,6 +44,7 @@ from engine.log import (
     each,
     offset_in,
     position,
+    typed_root,
 )
 from engine.session import side_by_side
 from engine.versions import VIEWS, Manifest, restricted

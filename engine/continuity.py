@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import structlog
 
 from engine.kafka import KafkaLogs, PartitionState, Record, TopicState
-from engine.log import FileSystem, Partition, Partitions, opened
+from engine.log import FileSystem, Partition, Partitions, opened, present_log
 
 # So many offsets without a row at the end of a log are looked at; a transaction leaves one, an aborted one its records, too.
 HOLES_COMPARED = 16
@@ -223,3 +223,16 @@ def lineages(logs: Mapping[str, str], partitions: Partitions) -> dict[tuple[str,
 def _bytes(row: Mapping[str, object], name: str) -> bytes | None:
     text, raw = row[name], row[f"{name}_bytes"]
     return text.encode() if isinstance(text, str) else raw  # type: ignore[return-value]
+
+
+def present_logs(fs: FileSystem, state: Mapping[str, TopicState]) -> dict[str, str]:
+    """Return topic → the log that Kafka's topic continues."""
+    return {topic: present_log(fs, topic, topic_state.id) for topic, topic_state in state.items()}
+
+
+def by_topic(found: Mapping[tuple[str, int], Verdict]) -> dict[str, dict[int, Verdict]]:
+    """Return topic → partition → verdict."""
+    split: dict[str, dict[int, Verdict]] = {}
+    for (topic, partition), verdict in found.items():
+        split.setdefault(topic, {})[partition] = verdict
+    return split

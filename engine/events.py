@@ -15,9 +15,19 @@ from engine import log
 from engine.commit import Piece, StartsAbove, commit, commit_empty, gap_segment, staged_pieces
 from engine.decode import decode_stream, decoded_columns
 from engine.domain import Domain, Stream
-from engine.log import EVENTS, MASTER, DamagedSegment, FileSystem, LogReader, MasterWentBack, Partition, Place, Range
+from engine.log import (
+    MASTER,
+    RAW_SCHEMA,
+    DamagedSegment,
+    FileSystem,
+    LogReader,
+    MasterWentBack,
+    Partition,
+    Place,
+    Range,
+    typed_root,
+)
 from engine.quality import judged, with_duplicates
-from engine.session import RAW_SCHEMA
 
 # What one pass types at most, over all partitions: bounds memory, and the work that a crash repeats. A pass that takes long
 # makes the next one smaller (`engine.commit`).
@@ -37,10 +47,6 @@ class RowsDiffer(RuntimeError):
 # Writes the typed rows of ranges of offsets below a staging folder, as `topic=/log=/partition=/….parquet`.
 # Args: the raw partitions, the typed ones, the ranges by place, the folder.
 WriteTyped = Callable[[Mapping[str, Mapping[str, Partition]], Mapping[str, Mapping[str, Partition]], Ranges, str], None]
-
-
-def typed_root(stream: Stream) -> str:
-    return f"{EVENTS}/{stream.schema_hash}"
 
 
 def typed_schema(stream: Stream) -> str:

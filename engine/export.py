@@ -37,9 +37,9 @@ from engine import extract, outfile, settings, versions
 from engine.domain import DeclarationError
 from engine.extract import BadRequest, Damaged, Extract, NothingYet, Span, TakenAway, Unanswered
 from engine.hdfs import Hdfs, HdfsUnavailable
+from engine.notation import BadQuery, time_of
 from engine.observe import exit_codes
 from engine.outfile import STDOUT, BadTarget, NotWritten, OutFile, ReaderLeft
-from engine.parameters import BadQuery, time_of
 
 LINE_SECONDS = 5.0
 # After a signal, for what was begun to be removed in order.

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from engine import tail, versions
+from engine import quarantine, versions
 from engine.domain import Domain, Report, Stream, View
 from engine.hdfs import HdfsUnavailable
 from engine.log import EVENTS, LogReader, Partition, Segment, position, to_json
@@ -38,15 +38,6 @@ BATCH_ROWS, BATCH_BYTES, STEP_ROWS = 50_000, 64_000_000, 1_000
 PAGE_ROWS = 10_000
 ATTEMPTS = 5
 TIME = pa.timestamp("us", "UTC")
-QUARANTINE = pa.schema(
-    [
-        *((name, pa.string()) for name in ("domain", "topic", "log", "partition")),
-        ("offset", pa.int64()),
-        ("problem", pa.string()),
-        *((name, TIME) for name in ("kafka_time", "event_time")),
-        *((name, pa.string()) for name in ("value", "value_base64")),
-    ]
-)
 
 
 class BadRequest(ValueError):
@@ -237,13 +228,13 @@ def _of_topic(fs: Any, domain: Domain, stream: Stream, kind: str, span: Span) ->
         schema = pa.schema(list(types.items()))
         columns = [name for name in schema.names if name not in place]
     else:
-        schema, columns = QUARANTINE, [*own, "value", "value_bytes"]
+        schema, columns = quarantine.SCHEMA, [*own, "value", "value_bytes"]
 
     def wanted(table: pa.Table, log: str, partition: str) -> pa.Table:
         here = dict(zip(place, (stream.topic, log, partition), strict=True))
         if kind == "quarantine":
             bad = writable(table.filter(pc.is_valid(table["problem"]))).to_pylist()
-            return pa.Table.from_pylist([tail.quarantine_row(domain.name, {**here, **row}) for row in bad], schema)
+            return pa.Table.from_pylist([quarantine.shown(domain.name, {**here, **row}) for row in bad], schema)
         good = table.filter(pc.is_null(table["problem"])).select(columns)
         for name, text in reversed(here.items()):
             good = good.add_column(0, name, pa.repeat(pa.scalar(text), good.num_rows))
@@ -251,7 +242,7 @@ def _of_topic(fs: Any, domain: Domain, stream: Stream, kind: str, span: Span) ->
         return good.filter(_within(good["event_time"], span)) if span else good
 
     def worth(group: Any) -> bool:
-        return tail.problems_only(group) if kind == "quarantine" else _may_hold(group, "event_time", span)
+        return quarantine.may_hold_problems(group) if kind == "quarantine" else _may_hold(group, "event_time", span)
 
     def tables() -> Iterator[tuple[int, pa.Table]]:
         for log, partition in sorted(found, key=lambda key: (key[0], int(key[1]))):

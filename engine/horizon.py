@@ -6,11 +6,10 @@ another definition) the horizon is the typed heads themselves; the stream then b
 
 from __future__ import annotations
 
-import copy
 from datetime import datetime, timedelta
 
 from engine.chain import Chain, Epoch, speaks_of
-from engine.log import Position, covers, offset_in
+from engine.log import Position, covers, offset_in, overlay
 
 STREAM_DOWN_AFTER = timedelta(minutes=1)
 
@@ -41,15 +40,6 @@ def choose_horizon(
     others = {t: {lg: by for lg, by in logs.items() if not speaks_of(chain, t, lg)} for t, logs in typed.items()}
     chosen = overlay(overlay(parent, others), reached[-1])
     return chosen if covers(chosen, parent) else overlay(parent, typed)
-
-
-def overlay(below: Position, above: Position) -> Position:
-    """Return `below` with every partition that `above` names replaced."""
-    result = copy.deepcopy(below)
-    for topic, logs in above.items():
-        for log, partitions in logs.items():
-            result.setdefault(topic, {}).setdefault(log, {}).update(partitions)
-    return result
 
 
 def _has_reached(typed: Position, boundary: Position, origins: Position) -> bool:

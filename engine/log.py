@@ -19,6 +19,7 @@ Positions are JSON-shaped everywhere: {topic: {log: {partition: offset}}}, parti
 from __future__ import annotations
 
 import bisect
+import copy
 import itertools
 import json
 import re
@@ -30,6 +31,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from engine.domain import Stream
 from engine.hdfs import Entry
 
 MASTER = "/data/master_dataset"
@@ -60,6 +62,12 @@ RAW_ARROW = pa.schema(
         ("timestamp", pa.timestamp("us", "UTC")),
         ("headers", pa.list_(pa.struct([("key", pa.string()), ("value", pa.binary())]))),
     ]
+)
+
+# The columns of a raw segment as Spark reads it; topic, log and partition come from the path.
+RAW_SCHEMA = (
+    "key STRING, value STRING, key_bytes BINARY, value_bytes BINARY, `offset` BIGINT, `timestamp` TIMESTAMP, "
+    "headers ARRAY<STRUCT<key: STRING, value: BINARY>>, topic STRING, log STRING, `partition` STRING"
 )
 
 _SEGMENT = re.compile(r"(\d{20})(?:-(\d{20}))?\.parquet")
@@ -449,6 +457,15 @@ def covers(further: Position, other: Position) -> bool:
     )
 
 
+def overlay(below: Position, above: Position) -> Position:
+    """Return `below` with every partition that `above` names replaced."""
+    result = copy.deepcopy(below)
+    for topic, logs in above.items():
+        for log, partitions in logs.items():
+            result.setdefault(topic, {}).setdefault(log, {}).update(partitions)
+    return result
+
+
 def present_log(fs: FileSystem, topic: str, topic_id: str, root: str = MASTER) -> str:
     """Return the log that Kafka's topic id continues: the id, or its newest `.2`, `.3` … if one was begun."""
     known = [
@@ -464,6 +481,11 @@ def next_log(log: str) -> str:
     """Return the name of the log that follows a closed one of the same topic id."""
     stem, _, number = log.partition(".")
     return f"{stem}.{int(number or 1) + 1}"
+
+
+def typed_root(stream: Stream) -> str:
+    """Return where the typed log of a stream lies; another schema lies elsewhere."""
+    return f"{EVENTS}/{stream.schema_hash}"
 
 
 def partition_folder(root: str, topic: str, log: str, partition: str) -> str:

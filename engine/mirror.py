@@ -18,7 +18,17 @@ import structlog
 
 from engine import log
 from engine.commit import Piece, closing_segment, commit, commit_empty, commit_origin, gap_segment, staged_pieces
-from engine.continuity import DataExpired, LogReplaced, Verdict, check_continuity, check_expiry, lineages, verdicts
+from engine.continuity import (
+    DataExpired,
+    LogReplaced,
+    Verdict,
+    by_topic,
+    check_continuity,
+    check_expiry,
+    lineages,
+    present_logs,
+    verdicts,
+)
 from engine.domain import Domain
 from engine.kafka import KafkaLogs, TopicState
 from engine.log import MASTER, STAGING, FileSystem, LogReader, Origin, Partitions, Place, Range
@@ -241,18 +251,6 @@ def _continued(present: str, verdict: Verdict, lost_disk: bool) -> Origin:
     if verdict.proof == "unproven" and at.end >= verdict.head and not lost_disk:
         return Origin(max(at.start, verdict.head), present, verdict.proof)
     return Origin(at.start, present, verdict.proof)
-
-
-def present_logs(fs: FileSystem, state: Mapping[str, TopicState]) -> dict[str, str]:
-    """Return topic → the log that Kafka's topic continues."""
-    return {topic: log.present_log(fs, topic, told.id) for topic, told in state.items()}
-
-
-def by_topic(found: Mapping[tuple[str, int], Verdict]) -> dict[str, dict[int, Verdict]]:
-    split: dict[str, dict[int, Verdict]] = {}
-    for (topic, p), verdict in found.items():
-        split.setdefault(topic, {})[p] = verdict
-    return split
 
 
 @dataclass

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+import re
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any
 
@@ -16,7 +17,19 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 # Microseconds of the years 1 to 9999; Kafka takes any 64 bits of milliseconds from a sender.
 _FIRST_MICRO, _LAST_MICRO = -62_135_596_800_000_000, 253_402_300_799_999_999
 
+_ISO = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}([Tt ][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,9})?)?([Zz]|[+-][0-9]{2}:?[0-9]{2})?)?"
+)
+
 _json = msgspec.json.Encoder(decimal_format="number")
+
+
+class BadQuery(ValueError):
+    """A parameter cannot be honoured (422); names the field and says what is allowed."""
+
+    def __init__(self, field: str, detail: str) -> None:
+        super().__init__(f"{field}: {detail}")
+        self.field = field
 
 
 def writable(table: pa.Table) -> pa.Table:
@@ -49,3 +62,27 @@ def cell(value: Any) -> Any:
     if isinstance(value, Decimal):
         return format(value, "f")
     return value
+
+
+def jsonable(value: Any) -> Any:
+    """Return a value as it stands in JSON: naive times are UTC and get their `Z`."""
+    if isinstance(value, datetime):
+        return value.replace(tzinfo=UTC)
+    if isinstance(value, date):
+        return value.isoformat()
+    if isinstance(value, dict):
+        return {name: jsonable(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [jsonable(inner) for inner in value]
+    return value
+
+
+def time_of(text: str, field: str) -> datetime:
+    """Return naive UTC of an ISO-8601 text; no zone means UTC. Raises BadQuery."""
+    try:
+        if not _ISO.fullmatch(text):
+            raise ValueError(text)
+        value = datetime.fromisoformat(text.upper())
+        return value.astimezone(UTC).replace(tzinfo=None) if value.tzinfo else value
+    except (ValueError, OverflowError):
+        raise BadQuery(field, "an ISO-8601 time such as 2026-01-31T07:00:00Z is wanted (write + as %2B)") from None

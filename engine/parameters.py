@@ -10,7 +10,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from engine.domain import GRAINS, Measure, Report, View
 from engine.measures import arrow_type
+from engine.notation import BadQuery, time_of
 from engine.query import Filter, Query
 
 # Grains as the API writes them → as the declarations write them; `all` drops the windows.
@@ -34,17 +35,6 @@ Params = Sequence[tuple[str, str]]
 _INTEGER = re.compile(r"[+-]?[0-9]{1,19}")
 _NUMBER = re.compile(r"[+-]?[0-9]{1,38}(\.[0-9]{1,38})?")
 _FLOAT = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]{1,3})?")
-_ISO = re.compile(
-    r"[0-9]{4}-[0-9]{2}-[0-9]{2}([Tt ][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,9})?)?([Zz]|[+-][0-9]{2}:?[0-9]{2})?)?"
-)
-
-
-class BadQuery(ValueError):
-    """A parameter cannot be honoured (422); names the field and says what is allowed."""
-
-    def __init__(self, field: str, detail: str) -> None:
-        super().__init__(f"{field}: {detail}")
-        self.field = field
 
 
 def view_query(view: View, params: Params) -> Query:
@@ -86,17 +76,6 @@ def report_query(report: Report, schema: pa.Schema, params: Params) -> Query:
     limit, form = limit_of(given.get("limit")), one_of(given, "format", FORMATS)
     time = report.time or Query.time
     return Query(report.name, columns, filters, order, limit, form, start=start, end=end, time=time, texts=texts)
-
-
-def time_of(text: str, field: str) -> datetime:
-    """Return naive UTC of an ISO-8601 text; no zone means UTC. Raises BadQuery."""
-    try:
-        if not _ISO.fullmatch(text):
-            raise ValueError(text)
-        value = datetime.fromisoformat(text.upper())
-        return value.astimezone(UTC).replace(tzinfo=None) if value.tzinfo else value
-    except (ValueError, OverflowError):
-        raise BadQuery(field, "an ISO-8601 time such as 2026-01-31T07:00:00Z is wanted (write + as %2B)") from None
 
 
 def limit_of(texts: Sequence[str] | None, largest: int = LIMIT_MAX) -> int:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from engine.domain import Domain, Stream
-from engine.events import typed_root
 from engine.hdfs import Hdfs
-from engine.log import LogReader, Partition
+from engine.log import LogReader, Partition, typed_root
 from engine.versions import Manifest
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from engine.domain import Domain, View
-from engine.notation import encode
-from engine.parameters import EVERY, BadQuery
+from engine.notation import BadQuery, encode
+from engine.parameters import EVERY
 from engine.query import Query
 from engine.reply import Problem
 

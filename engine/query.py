@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import datetime
 from typing import Any
 
 import duckdb
@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from engine.domain import GRAINS, View
 from engine.measures import all_parts, merge_query, register, show_query, window_of
+from engine.notation import jsonable
 from engine.operators import Engine
 
 _DUCK: Engine = "duckdb"
@@ -135,19 +136,6 @@ def merge_tables(cursor: duckdb.DuckDBPyConnection, view: View, tables: Iterable
     cursor.register("pieces", stored)
     merged: pa.Table = cursor.sql(merge_query(view, "pieces", _DUCK)).to_arrow_table()
     return merged.cast(stored.schema)
-
-
-def jsonable(value: Any) -> Any:
-    """Return a value as it stands in JSON: naive times are UTC and get their `Z`."""
-    if isinstance(value, datetime):
-        return value.replace(tzinfo=UTC)
-    if isinstance(value, date):
-        return value.isoformat()
-    if isinstance(value, dict):
-        return {name: jsonable(inner) for name, inner in value.items()}
-    if isinstance(value, list):
-        return [jsonable(inner) for inner in value]
-    return value
 
 
 def _with_zone(column: pa.Field) -> pa.Field:

@@ -14,8 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from engine.notation import cell, encode
-from engine.parameters import BadQuery
+from engine.notation import BadQuery, cell, encode
 
 MEDIA = {"json": "application/json", "csv": "text/csv; charset=utf-8", "parquet": "application/vnd.apache.parquet"}
 HEADERS = {

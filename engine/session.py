@@ -24,12 +24,6 @@ ROOT = Path(__file__).resolve().parent.parent
 # Pieces of one run that are under way at once: while the driver plans one, the executors work on another.
 AT_ONCE = 3
 
-# Types of a raw row as every reader of ours sees it; topic, log and partition come from the path.
-RAW_SCHEMA = (
-    "key STRING, value STRING, key_bytes BINARY, value_bytes BINARY, `offset` BIGINT, `timestamp` TIMESTAMP, "
-    "headers ARRAY<STRUCT<key: STRING, value: BINARY>>, topic STRING, log STRING, `partition` STRING"
-)
-
 
 def spark_session(name: str, settings: Settings, conf: dict[str, str] | None = None) -> SparkSession:
     """Start (or join, under spark-submit) a Spark application whose sessions run in UTC."""

@@ -18,12 +18,10 @@ from engine import chain as chain_of
 from engine import derived, log, versions
 from engine.chain import HOLE, KEYS, KEYS_TYPE, Chain, Epoch
 from engine.commit import OffsetGap
-from engine.continuity import DataExpired, check_continuity, lineages, verdicts
+from engine.continuity import DataExpired, by_topic, check_continuity, lineages, present_logs, verdicts
 from engine.derived import Damaged
 from engine.domain import Domain
 from engine.duplicates import KeyWindow
-from engine.events import typed_root
-from engine.horizon import overlay
 from engine.kafka import KafkaLogs, Record, TopicState
 from engine.log import (
     DamagedSegment,
@@ -35,9 +33,10 @@ from engine.log import (
     Range,
     each,
     offset_in,
+    overlay,
     present_log,
+    typed_root,
 )
-from engine.mirror import by_topic, present_logs
 from engine.observe import StartAgain
 from engine.versions import Manifest
 

@@ -6,7 +6,6 @@ cursor is simply the offset that each partition has come down to.
 
 from __future__ import annotations
 
-import base64
 import heapq
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,6 @@ import pyarrow.compute as pc
 
 from engine.log import FileSystem, Partition, Position, Segment
 from engine.notation import writable
-from engine.query import jsonable
 
 # Rows of segments that one request looks at before it hands back a cursor instead of looking further.
 WORK_ROWS = 2_000_000
@@ -150,21 +148,3 @@ def size_of(value: Any) -> int:
     if isinstance(value, list | tuple):
         return 2 + sum(map(size_of, value))
     return 8
-
-
-def problems_only(group: Any) -> bool:
-    """False if every row of a row group is good."""
-    for number in range(group.num_columns):
-        column = group.column(number)
-        if column.path_in_schema == "problem" and column.statistics is not None and column.statistics.has_null_count:
-            return bool(column.statistics.null_count < group.num_rows)
-    return True
-
-
-def quarantine_row(domain: str, row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row with a problem as the API shows it; bytes that are not UTF-8 appear as base64."""
-    shown = {"domain": domain, **{name: row[name] for name in ("topic", "log", "partition", "offset", "problem")}}
-    shown |= {name: jsonable(row[name]) for name in ("kafka_time", "event_time")} | {"value": row["value"]}
-    if row.get("value_bytes") is not None:
-        shown["value_base64"] = base64.b64encode(row["value_bytes"]).decode()
-    return shown

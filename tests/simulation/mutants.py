@@ -75,7 +75,7 @@ def kafkas_ends_are_asked_before_the_heads(patch: pytest.MonkeyPatch) -> None:
         self.known = state
         self._begin(partitions, state)
         found = continuity.verdicts(self.fs, self.kafka, continuity.lineages(self.logs, partitions), state)
-        for topic, by in mirror.by_topic(found).items():
+        for topic, by in continuity.by_topic(found).items():
             mirror.check_continuity(topic, by, "sim")
 
     patch.setattr(Mirror, "prove", prove)

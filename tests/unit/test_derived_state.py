@@ -16,9 +16,8 @@ import batch_layer
 from engine import build, derived, settings, versions
 from engine import chain as chains
 from engine.domain import Domain, Report
-from engine.events import typed_root
 from engine.hdfs import HdfsUnavailable
-from engine.log import MASTER, MasterWentBack, segment_path
+from engine.log import MASTER, MasterWentBack, segment_path, typed_root
 from engine.metrics import BatchMetrics
 from engine.plan import planned
 from engine.versions import Manifest, VersionUnknown

@@ -32,7 +32,6 @@ from granian.server.embed import Server
 
 import domains
 from engine import export, extract, hdfs, versions
-from engine.answers import QUARANTINE_COLUMNS
 from engine.commit import gap_segment
 from engine.compact import compact
 from engine.log import EVENTS, RANGE_END, segment_path
@@ -204,7 +203,6 @@ def test_the_quarantine_keeps_the_raw_value_and_bytes_that_are_no_text(run: Expo
         assert (other["problem"], other["value"]) == (row["problem"], row["value"])
         encoded = other["value_base64"]
         assert (base64.b64decode(encoded) if encoded else None) == row["value_bytes"]
-    assert tuple(extract.QUARANTINE.names) == QUARANTINE_COLUMNS
 
 
 @pytest.mark.parametrize(("start", "end"), [(NOON, None), (None, EVENING), (NOON, EVENING)])

@@ -12,9 +12,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from engine import speed
 from engine.chain import Chain, Epoch, fits, speaks_of
-from engine.horizon import choose_horizon, overlay
+from engine.horizon import choose_horizon
 from engine.kafka import PartitionState, TopicState
-from engine.log import Partition, Position, Segment, offset_in
+from engine.log import Partition, Position, Segment, offset_in, overlay
 from engine.versions import Manifest, version_zero
 
 TOPIC = "t"
