@@ -33,18 +33,20 @@ import structlog
 from pyspark.sql import SparkSession
 
 import domains
-from engine import build, derived, metrics, observe, versions
-from engine.commit import OffsetGap, TooSlow
-from engine.compact import clean_staging, compact
+from engine.batch import build
+from engine.batch.events import RowsDiffer, extend_typed, forget_typed, spark_writer
+from engine.batch.horizon import choose_horizon
+from engine.batch.plan import planned
 from engine.domain import DeclarationError, Domain
-from engine.events import RowsDiffer, extend_typed, forget_typed, spark_writer
-from engine.hdfs import Hdfs, HdfsUnavailable
-from engine.horizon import choose_horizon
-from engine.log import MASTER, MasterWentBack, typed_root
-from engine.plan import planned
-from engine.session import side_by_side, spark_session
-from engine.settings import Settings, SettingsError, add_flags, environment, from_args
-from engine.versions import Manifest, VersionUnknown, held_back
+from engine.runtime import metrics, observe
+from engine.runtime.session import side_by_side, spark_session
+from engine.runtime.settings import Settings, SettingsError, add_flags, environment, from_args
+from engine.storage import derived, versions
+from engine.storage.commit import OffsetGap, TooSlow
+from engine.storage.compact import clean_staging, compact
+from engine.storage.hdfs import Hdfs, HdfsUnavailable
+from engine.storage.log import MASTER, MasterWentBack, typed_root
+from engine.storage.versions import Manifest, VersionUnknown, held_back
 
 # A fresh system has nothing to fold yet; its first real version does not wait for a whole interval.
 EMPTY_SECONDS = 15.0

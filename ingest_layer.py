@@ -27,17 +27,18 @@ from pyspark.sql import DataFrame, Observation, SparkSession
 from pyspark.sql import functions as F
 
 import domains
-from engine import kafka, log, metrics, observe
-from engine.checkpoints import Checkpoint
-from engine.commit import OffsetGap, Piece, StartsAbove, TooSlow
-from engine.continuity import DataExpired, LogReplaced
 from engine.domain import DeclarationError, Domain
-from engine.hdfs import Hdfs, HdfsUnavailable
-from engine.log import MasterWentBack, Place, Range
-from engine.mirror import Mirror, Reading
-from engine.progress import Progress
-from engine.session import spark_session
-from engine.settings import Settings, SettingsError, add_flags, environment, from_args
+from engine.ingest.mirror import Mirror, Reading
+from engine.runtime import kafka, metrics, observe
+from engine.runtime.progress import Progress
+from engine.runtime.session import spark_session
+from engine.runtime.settings import Settings, SettingsError, add_flags, environment, from_args
+from engine.storage import log
+from engine.storage.checkpoints import Checkpoint
+from engine.storage.commit import OffsetGap, Piece, StartsAbove, TooSlow
+from engine.storage.continuity import DataExpired, LogReplaced
+from engine.storage.hdfs import Hdfs, HdfsUnavailable
+from engine.storage.log import MasterWentBack, Place, Range
 
 CHECKPOINTS = "/checkpoints/ingest"
 RAW_COLUMNS = (

@@ -36,12 +36,12 @@ from kafka.errors import KafkaError
 from kafka.partitioner.default import murmur2
 
 import domains
-from engine import kafka, settings
 from engine.domain import DeclarationError, Domain, Stream
-from engine.observe import Stop, exit_codes
-from engine.sends import FILE_FORMATS, FileSink, Tally, report_progress, serve_metrics
-from engine.settings import Settings, SettingsError
-from engine.validate import BREAKAGES, checker
+from engine.produce.sends import FILE_FORMATS, FileSink, Tally, report_progress, serve_metrics
+from engine.produce.validate import BREAKAGES, checker
+from engine.runtime import kafka, settings
+from engine.runtime.observe import Stop, exit_codes
+from engine.runtime.settings import Settings, SettingsError
 
 RECENT = 1_000  # a duplicate repeats one of the last good events: never farther back than any W
 UNACKNOWLEDGED = 20_000  # back-pressure: kafka-python itself would buffer without end

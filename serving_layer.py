@@ -30,17 +30,16 @@ from granian.server.embed import Server
 from starlette.exceptions import HTTPException
 
 import domains
-from engine import answers, openapi
-from engine.cassandra import SERVING_RETRY_SECONDS, Cassandra
 from engine.domain import DeclarationError
-from engine.hdfs import Hdfs
-from engine.notation import encode
-from engine.observe import StartAgain, exit_codes, start_logging
-from engine.notation import BadQuery
-from engine.parameters import Params
-from engine.reply import Problem
-from engine.service import Service
-from engine.settings import Settings, SettingsError, add_flags, environment, from_args
+from engine.runtime.notation import BadQuery, encode
+from engine.runtime.observe import StartAgain, exit_codes, start_logging
+from engine.runtime.settings import Settings, SettingsError, add_flags, environment, from_args
+from engine.serving import answers, openapi
+from engine.serving.cassandra import SERVING_RETRY_SECONDS, Cassandra
+from engine.serving.parameters import Params
+from engine.serving.reply import Problem
+from engine.serving.service import Service
+from engine.storage.hdfs import Hdfs
 
 WEB = Path(__file__).parent / "web"
 DRAIN_SECONDS = 10.0

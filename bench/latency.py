@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import domains
-from engine import kafka
-from engine.settings import environment, load
+from engine.runtime import kafka
+from engine.runtime.settings import environment, load
 
 ROOT = Path(__file__).resolve().parent.parent
 WARM_UP_SECONDS = 5.0

@@ -43,7 +43,7 @@ PORTS: Mapping[str, int] = MappingProxyType(
         "CASSANDRA_INTERNODE_PORT": 7000,
     }
 )
-# Of the scripts, which read them themselves (engine/settings.py): what Prometheus asks. 0 = off.
+# Of the scripts, which read them themselves (engine/runtime/settings.py): what Prometheus asks. 0 = off.
 LAYER_PORTS: Mapping[str, int] = MappingProxyType(
     {
         "SERVING_PORT": 8000,

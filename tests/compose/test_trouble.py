@@ -27,7 +27,7 @@ def test_one_run_of_the_batch_layer(compose: Compose) -> None:
 def test_each_layer_may_write_only_what_it_owns(compose: Compose) -> None:
     code = """
 import sys
-from engine.hdfs import Hdfs
+from engine.storage.hdfs import Hdfs
 fs = Hdfs("hdfs://namenode:9000", sys.argv[1])
 for path in sys.argv[2:]:
     try:

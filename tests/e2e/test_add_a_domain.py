@@ -16,9 +16,8 @@ from typing import Any
 import pytest
 
 from domains import DOMAINS
-from engine import domain as declarations
-from engine.domain import DeclarationError, Domain, Report, Stream, View
-from engine.measures import all_parts
+from engine.domain import DeclarationError, Domain, Report, Stream, View, declarations
+from engine.fold.measures import all_parts
 from tests.conftest import Stack
 from tests.e2e.conftest import ROOT, SHARES, Pipeline, copy_repository
 

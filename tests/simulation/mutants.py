@@ -12,9 +12,13 @@ from typing import Any
 
 import pytest
 
-from engine import build, chain, commit, compact, continuity, derived, events, log, mirror, snapshot, speed, versions
-from engine.log import Partition
-from engine.mirror import Mirror
+from engine.batch import build, events
+from engine.ingest import mirror
+from engine.ingest.mirror import Mirror
+from engine.serving import snapshot
+from engine.speed import chain_log as speed
+from engine.storage import chain, commit, compact, continuity, derived, log, versions
+from engine.storage.log import Partition
 from tests.simulation.schedule import CHUNK
 from tests.simulation.shrink import Case, outcome
 

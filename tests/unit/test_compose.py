@@ -14,7 +14,7 @@ import pytest
 
 from domains import DOMAINS
 from engine import prepare
-from engine.settings import SETTINGS
+from engine.runtime.settings import SETTINGS
 from stack.config import container_spark_defaults
 
 ROOT = Path(__file__).resolve().parents[2]

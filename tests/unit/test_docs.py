@@ -15,7 +15,8 @@ from urllib.parse import parse_qsl, urlsplit
 import pytest
 
 from domains import DOMAINS
-from engine import openapi, settings
+from engine.runtime import settings
+from engine.serving import openapi
 from stack.settings import PORTS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -132,7 +133,10 @@ def test_every_make_target_that_is_named_exists_and_every_target_is_named() -> N
 
 @EACH
 def test_upper_case_names_are_settings_or_stand_in_the_code(name: str) -> None:
-    scripts = (path for folder in (".", "engine", "stack", "domains") for path in (ROOT / folder).glob("*.py"))
+    scripts = [
+        *ROOT.glob("*.py"),
+        *(path for folder in ("engine", "stack", "domains") for path in (ROOT / folder).rglob("*.py")),
+    ]
     files = (*scripts, ROOT / "docker-compose.yml")
     names = [*(s.name for s in settings.SETTINGS), *(name for domain in DOMAINS for name in domain.settings)]
     sources = "\n".join([*names, *(path.read_text(encoding="utf-8") for path in files)])
@@ -182,11 +186,12 @@ def test_every_link_leads_to_a_file(name: str) -> None:
 def test_the_map_of_the_repository_has_every_module_and_no_other() -> None:
     rows = README.partition("## Map of the repository")[2].splitlines()
     mapped = {path for row in rows for path in re.findall(r"`([^`]+)`", row.partition(" | ")[0])}
-    modules = {
-        path.relative_to(ROOT).as_posix()
-        for folder in ("", "engine/", "stack/", "domains/")
-        for path in ROOT.glob(f"{folder}*.py")
-    }
+    paths = [
+        *ROOT.glob("*.py"),
+        *(path for folder in ("engine", "stack", "domains") for path in ROOT.glob(f"{folder}/**/*.py")),
+    ]
+    modules = {path.relative_to(ROOT).as_posix() for path in paths if path.name != "__init__.py"}
+    assert len(modules) > 80
     assert modules <= mapped, f"not in the map of README.md: {sorted(modules - mapped)}"
     assert all((ROOT / path).exists() for path in mapped), [path for path in mapped if not (ROOT / path).exists()]
 

@@ -19,12 +19,14 @@ from pyspark.sql import SparkSession
 
 import producer
 from domains import DOMAINS
-from engine import fold, measures, settings
-from engine.decode import decode_stream, decoded_columns
 from engine.domain import Domain, Stream, View
-from engine.quality import judged, with_duplicates
-from engine.recompute import Question, report_rows, view_rows
-from engine.recount import load, open_database
+from engine.fold import measures
+from engine.fold import spark_fold as fold
+from engine.fold.decode import decode_stream, decoded_columns
+from engine.fold.quality import judged, with_duplicates
+from engine.runtime import settings
+from engine.verify.recompute import Question, report_rows, view_rows
+from engine.verify.recount import load, open_database
 from tests.unit.test_decode import raw
 
 EVENTS, ON_THE_FIRST_DAY = 8_000, 5_000

@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from engine import build, events
-from engine.commit import Piece, commit, commit_empty, commit_origin, gap_segment, staged_pieces
+from engine.batch import build, events
+from engine.batch.events import WriteTyped
 from engine.domain import Domain, Stream, View, count
-from engine.events import WriteTyped
-from engine.log import MASTER, LogReader, MasterWentBack, Origin, Partition, segment_path, typed_root
-from engine.versions import Manifest
+from engine.storage.commit import Piece, commit, commit_empty, commit_origin, gap_segment, staged_pieces
+from engine.storage.log import MASTER, LogReader, MasterWentBack, Origin, Partition, segment_path, typed_root
+from engine.storage.versions import Manifest
 from tests.unit.localfs import LocalFs
 from tests.unit.serving_data import parquet
 

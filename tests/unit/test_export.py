@@ -31,13 +31,15 @@ from granian.log import LogLevels
 from granian.server.embed import Server
 
 import domains
-from engine import export, extract, hdfs, versions
-from engine.commit import gap_segment
-from engine.compact import compact
-from engine.log import EVENTS, RANGE_END, segment_path
-from engine.outfile import opened
-from engine.service import Service
-from engine.settings import load
+from engine.export import __main__ as export
+from engine.export import extract
+from engine.export.outfile import opened
+from engine.runtime.settings import load
+from engine.serving.service import Service
+from engine.storage import hdfs, versions
+from engine.storage.commit import gap_segment
+from engine.storage.compact import compact
+from engine.storage.log import EVENTS, RANGE_END, segment_path
 from serving_layer import create_app
 from tests.unit.localfs import LocalFs
 from tests.unit.serving_data import (
@@ -609,9 +611,9 @@ def test_a_snapshot_that_is_gone_begins_the_export_again(
     def forgetful(url: str) -> Any:
         calls.append(url)
         if len(calls) == 3:  # as the server says it after five minutes
-            monkeypatch.setattr("engine.service.HOLD_SECONDS", -1.0)
+            monkeypatch.setattr("engine.serving.service.HOLD_SECONDS", -1.0)
         elif len(calls) == 4:
-            monkeypatch.setattr("engine.service.HOLD_SECONDS", 300.0)
+            monkeypatch.setattr("engine.serving.service.HOLD_SECONDS", 300.0)
         return page(url)
 
     monkeypatch.setattr(extract, "_page", forgetful)

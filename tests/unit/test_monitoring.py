@@ -22,13 +22,13 @@ from prometheus_client import CollectorRegistry, generate_latest
 from pyspark.sql import SparkSession
 
 from domains import DOMAINS
-from engine import metrics
-from engine.answers import Measured
-from engine.metrics import BatchMetrics, Life, QueryMetrics
-from engine.progress import Progress, offsets_behind
-from engine.sends import Tally
-from engine.settings import Settings
-from engine.versions import version_zero
+from engine.produce.sends import Tally
+from engine.runtime import metrics
+from engine.runtime.metrics import BatchMetrics, Life, QueryMetrics
+from engine.runtime.progress import Progress, offsets_behind
+from engine.runtime.settings import Settings
+from engine.serving.answers import Measured
+from engine.storage.versions import version_zero
 from stack import monitoring
 from stack import settings as stack_settings
 

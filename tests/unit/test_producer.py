@@ -22,9 +22,9 @@ import pytest
 import producer
 from domains import DOMAINS
 from engine.domain import DeclarationError, Stream, each
-from engine.sends import FileSink, Tally, serve_metrics
-from engine.settings import Settings, SettingsError
-from engine.validate import EventRefused, checker
+from engine.produce.sends import FileSink, Tally, serve_metrics
+from engine.produce.validate import EventRefused, checker
+from engine.runtime.settings import Settings, SettingsError
 
 ROOT = Path(__file__).resolve().parents[2]
 START_MS = 1_767_225_600_000

@@ -30,14 +30,15 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 import serving_layer
-from engine import proof, tail, versions
-from engine import service as service_module
-from engine.commit import gap_segment
 from engine.domain import count
-from engine.log import MASTER, segment_path
-from engine.observe import StartAgain
-from engine.service import Service
-from engine.settings import load
+from engine.runtime.observe import StartAgain
+from engine.runtime.settings import load
+from engine.serving import proof, tail
+from engine.serving import service as service_module
+from engine.serving.service import Service
+from engine.storage import versions
+from engine.storage.commit import gap_segment
+from engine.storage.log import MASTER, segment_path
 from serving_layer import create_app, listen_refusal
 from tests.unit.localfs import LocalFs
 from tests.unit.serving_data import (

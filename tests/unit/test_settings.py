@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.settings import SETTINGS, Settings, SettingsError, add_flags, from_args, load, seconds_of, table
+from engine.runtime.settings import SETTINGS, Settings, SettingsError, add_flags, from_args, load, seconds_of, table
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from domains import DOMAINS
-from engine import metrics
-from engine.settings import SETTINGS
+from engine.runtime import metrics
+from engine.runtime.settings import SETTINGS
 from stack import demo
 from stack import settings as stack_settings
 from stack.services import environment
@@ -65,7 +65,10 @@ def free_port() -> str:
 @pytest.mark.parametrize(
     ("command", "ready"),
     [
-        (["-c", "from engine.observe import Stop; s = Stop(); print('waits', flush=True); s.sleep(60)"], "waits"),
+        (
+            ["-c", "from engine.runtime.observe import Stop; s = Stop(); print('waits', flush=True); s.sleep(60)"],
+            "waits",
+        ),
         (["producer.py", "--to", "jsonl", "--out", os.devnull], "acked"),  # its line of progress
         (["serving_layer.py", "--port", "FREE"], "no answer"),  # its threads ask for HDFS
         (["-m", "stack.supervise", "producer.py", "--to", "jsonl", "--out", os.devnull], "acked"),

@@ -13,15 +13,15 @@ from typing import Any
 import pytest
 
 from domains.learning import LEARNING
-from engine import verify
-from engine.compare import Answer, compare_rows, completeness_differences, estimated, near, position, same
-from engine.rawlog import Account, Segment, visible
-from engine.recompute import BadQuestion, Distinct, moment, question_of
-from engine.verify import furthest, json_text, recorded
+from engine.verify import __main__ as verify
+from engine.verify.__main__ import furthest, json_text, recorded
+from engine.verify.compare import Answer, compare_rows, completeness_differences, estimated, near, position, same
+from engine.verify.rawlog import Account, Segment, visible
+from engine.verify.recompute import BadQuestion, Distinct, moment, question_of
 
 ENGINE = Path(verify.__file__).parent
-OURS = {"verify", "compare", "rawlog", "recompute", "recount"}
-ALLOWED = {"engine.domain", "engine.settings", "domains", *(f"engine.{name}" for name in OURS)}
+OURS = {"__main__", "compare", "rawlog", "recompute", "recount"}
+ALLOWED = {"engine.domain", "engine.runtime.settings", "domains", *(f"engine.verify.{name}" for name in OURS)}
 OUTSIDE = {"duckdb", "pyarrow", "hdfs_native", "kafka", "numpy", "datasketches"}
 
 
