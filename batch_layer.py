@@ -10,6 +10,7 @@ Reads    /data/master_dataset (raw segments), the parent version, the ends of th
 Writes   /data/events/<schema hash>/topic=/log=/partition=/<base>.parquet  typed events, one row per raw row
          /data/batch_views/_versions/<domain>/<version>/{manifest.json, <view>/part-*, <report>/part-*}
          /data/batch_views/<view>/part-*.parquet  plain copy of the newest version, for any reader
+Keeps    nothing beside them; what a run did not finish lies in /data/.staging until the next one deletes it.
 Promises raw → decode → rules → duplicates → typed log; choose H, an epoch's end → fold the offsets below H → all views
          and reports in one directory rename. Of two runs at once one wins, the other says so and exits 0. Incremental,
          --full and --full --typed give equal rows. A failed check or an error holds back that report alone: the version is

@@ -33,7 +33,6 @@ from engine.fold import spark_fold as fold
 from engine.fold.decode import decode_domain, decoded_columns
 from engine.fold.measures import stored_ddl
 from engine.fold.quality import judged
-from engine.ingest.mirror import Reading
 from engine.runtime import kafka, metrics, observe
 from engine.runtime.progress import Progress
 from engine.runtime.session import file_writer, spark_session
@@ -41,7 +40,7 @@ from engine.runtime.settings import Settings, SettingsError, add_flags, environm
 from engine.speed.chain_log import NewChain, NextEpoch, SpeedLog
 from engine.storage import chain as chain_of
 from engine.storage import versions
-from engine.storage.checkpoints import Checkpoint
+from engine.storage.checkpoints import Checkpoint, Reading
 from engine.storage.commit import OffsetGap
 from engine.storage.continuity import DataExpired, LogReplaced
 from engine.storage.hdfs import Hdfs, HdfsUnavailable

@@ -8,11 +8,9 @@ again, with clients that remember nothing.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import structlog
 
@@ -259,42 +257,3 @@ def _continued(present: str, verdict: Verdict, lost_disk: bool) -> Origin:
     if verdict.proof == "unproven" and at.end >= verdict.head and not lost_disk:
         return Origin(max(at.start, verdict.head), present, verdict.proof)
     return Origin(at.start, present, verdict.proof)
-
-
-@dataclass
-class Reading:
-    """Which offsets each micro-batch of a query reads.
-
-    Args:
-        at: (topic, partition) → where the next micro-batch begins; a partition that Spark finds later begins at its origin.
-    """
-
-    fs: FileSystem
-    checkpoint: str
-    at: dict[tuple[str, int], int]
-
-    def starting_offsets(self) -> str:
-        """Return them as Spark's startingOffsets."""
-        told: dict[str, dict[str, int]] = {}
-        for (topic, p), offset in self.at.items():
-            told.setdefault(topic, {})[str(p)] = offset
-        return json.dumps(told)
-
-    def planned(self, batch: int) -> dict[tuple[str, int], tuple[int | None, int]]:
-        """Return start (None: where the partition begins) and end of what a micro-batch reads, as Spark noted before it began.
-
-        Spark's offset log: `<checkpoint>/offsets/<batch>` holds a version, metadata, and a line of JSON per source. Ranges are
-        taken from here and not from the rows, which leave out what is no record.
-
-        Raises:
-            StartAgain: the note is not there.
-        """
-        path = f"{self.checkpoint}/offsets/{batch}"
-        try:
-            told = json.loads(self.fs.read(path).decode().splitlines()[-1])
-        except (FileNotFoundError, ValueError, IndexError) as error:
-            raise StartAgain(f"{path} cannot be read: {error}") from None
-        ends = {(topic, int(p)): int(end) for topic, by in told.items() for p, end in by.items()}
-        planned = {place: (self.at.get(place), end) for place, end in ends.items()}
-        self.at = {**self.at, **ends}
-        return planned

@@ -30,7 +30,7 @@ from engine.domain import Domain, Stream, View, count, sum_of
 from engine.fold.duplicates import KeyWindow
 from engine.fold.measures import stored_schema
 from engine.ingest import mirror
-from engine.ingest.mirror import Mirror, Reading
+from engine.ingest.mirror import Mirror
 from engine.runtime.observe import StartAgain
 from engine.serving import epochs, snapshot
 from engine.serving.query import open_database
@@ -39,6 +39,7 @@ from engine.serving.watch import Watch
 from engine.speed import chain_log as speed
 from engine.speed.chain_log import NewChain, SpeedLog
 from engine.storage import chain, commit, compact, continuity, derived, log, versions
+from engine.storage.checkpoints import Reading
 from engine.storage.commit import StartsAbove, TooSlow
 from engine.storage.continuity import DataExpired, LogReplaced
 from engine.storage.hdfs import HdfsUnavailable

@@ -12,11 +12,12 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from engine.ingest.mirror import Mirror, Reading
+from engine.ingest.mirror import Mirror
 from engine.runtime.observe import StartAgain
 from engine.speed import chain_log as speed
 from engine.speed.chain_log import NewChain, SpeedLog
 from engine.storage.chain import HOLE, chains
+from engine.storage.checkpoints import Reading
 from engine.storage.commit import StartsAbove, commit_origin
 from engine.storage.continuity import DataExpired, LogReplaced
 from engine.storage.log import (
