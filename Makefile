@@ -1,4 +1,4 @@
-# Every target has a twin for people without make, in README.md. STACK=compose turns the verbs of the stack to Docker Compose.
+# Every target is listed in docs/reference.md. STACK=compose turns the verbs of the stack to Docker Compose.
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 PY := .venv/bin/python

@@ -1,8 +1,8 @@
-"""Every setting as a Markdown table: python -m engine.settings."""
+"""Every setting as a Markdown list: python -m engine.settings."""
 
 import sys
 
-from engine.runtime.settings import table
+from engine.runtime.settings import listing
 
 if __name__ == "__main__":
-    sys.stdout.write(table() + "\n")
+    sys.stdout.write(listing() + "\n")

@@ -1,7 +1,7 @@
 """Which values may a user set, and what are they now? The only reader of the environment and of `.env`.
 
 `load()` gives one frozen `Settings`; a flag wins over the environment, the environment over `.env`, `.env` over the
-default, and an empty text counts as not given. `python -m engine.settings` prints the table of README.md.
+default, and an empty text counts as not given. `python -m engine.settings` prints the list of docs/reference.md.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import textwrap
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -323,13 +324,14 @@ def from_args(args: argparse.Namespace) -> Settings:
     return load({name: getattr(args, name) for name in labels}, names=labels)
 
 
-def table() -> str:
-    """The settings as a Markdown table."""
-    rows = ["| setting | default | type | allowed | meaning |", "|---|---|---|---|---|"]
+def listing() -> str:
+    """The settings as a Markdown list; the rows of a table would be too long to be read or compared."""
+    lines = []
     for s in SETTINGS:
-        default = f"`{s.default}`" if s.default else "(empty)"
-        rows.append(f"| `{s.name}` | {default} | {s.kind.type} | {s.kind.allowed} | {s.sentence} |")
-    return "\n".join(rows)
+        default = f"`{s.default}`" if s.default else "empty"
+        lines += textwrap.wrap(f"- `{s.name}` = {default}: {s.sentence}", 120, subsequent_indent="  ")
+        lines.append(f"  Allowed: {s.kind.allowed}.")
+    return "\n".join(lines)
 
 
 def _parsed(setting: Setting, text: str, where: str) -> Any:

@@ -51,7 +51,7 @@ for path in sys.argv[2:]:
 
 
 def test_host_and_containers_agree(compose: Compose, tmp_path: Path) -> None:
-    """README.md: with one line in the hosts file, the scripts run on the host against the containers."""
+    """docs/containers.md: with one line in the hosts file, the scripts run on the host against the containers."""
     if os.geteuid():
         pytest.skip("SKIPPED: only root may give a process another hosts file")
     hosts = tmp_path / "hosts"

@@ -33,7 +33,7 @@ SCRIPTS = {"ingest": "ingest_layer.py", "stream": "stream_layer.py", "serving": 
 PAUSES = {"TRIGGER_INTERVAL": "8s", "STREAM_TRIGGER_INTERVAL": "8s"}
 COPIED = (
     "*.py",
-    "engine/*.py",
+    "engine/**/*.py",
     "domains/*.py",
     "stack/*",
     "conf/*",
