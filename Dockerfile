@@ -26,6 +26,7 @@ ENV PATH=/opt/venv/bin:$PATH \
 COPY requirements.lock ./
 RUN python3 -m venv /opt/venv && pip install --require-hashes -r requirements.lock
 
+COPY engine/__init__.py engine/envfile.py ./engine/
 COPY stack ./stack
 RUN python -m stack jars --only spark monitoring && rm -rf .cache
 

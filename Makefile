@@ -13,6 +13,7 @@ UP := docker compose up -d --wait
 DOWN := docker compose --profile '*' down
 RESET := printf 'deletes all data, checkpoints and topics; type reset to go on: ' && read -r word && [ "$$word" = reset ] && docker compose --profile '*' down --volumes
 STATUS := docker compose ps -a
+HEALTH := curl --noproxy '*' -sS --fail-with-body "http://$$(docker compose port serving 8000)/health/ready" && echo
 LOGS := docker compose logs --tail 15 $(L)
 BUILD := docker compose build
 SHELL_COMMAND := docker compose run --rm --entrypoint pyspark -e PYTHONSTARTUP=stack/shell.py batch
@@ -24,6 +25,7 @@ UP := $(PY) -m stack up
 DOWN := $(PY) -m stack down
 RESET := $(PY) -m stack reset
 STATUS := $(PY) -m stack status
+HEALTH := $(PY) -m stack health
 LOGS := $(PY) -m stack logs $(L)
 BUILD := true
 SHELL_COMMAND := $(PY) -m stack shell
@@ -54,7 +56,7 @@ status: $(READY) ## one line per service
 	@$(STATUS)
 
 health: $(READY) ## has the serving layer something right to say? Prints its reasons
-	@curl -fsS http://127.0.0.1:$(or $(SERVING_PORT),$(shell sed -n 's/^SERVING_PORT=//p' .env 2>/dev/null),8000)/health/ready && echo
+	@$(HEALTH)
 
 logs: $(READY) ## the last lines of every log (L=ingest for one)
 	@$(LOGS)
