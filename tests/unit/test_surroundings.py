@@ -104,3 +104,15 @@ def test_the_demo_asks_loopback_whatever_proxy_the_shell_names(monkeypatch: pyte
     port = free_port()
     metrics.serve("batch", metrics.new_registry(), lambda: (True, {"status": "ok"}), "127.0.0.1", int(port))
     assert demo.get(f"http://127.0.0.1:{port}/health") == {"status": "ok"}
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a clone")
+def test_a_clone_with_autocrlf_has_the_line_ends_of_the_repository(tmp_path: Path) -> None:
+    """Bash, Hadoop's .env files and Docker read no CRLF; Git for Windows writes it unless a repository says otherwise."""
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "-q", "-c", "core.autocrlf=true", str(ROOT), str(clone)], check=True)
+    files = [path for path in clone.rglob("*") if path.is_file() and ".git" not in path.relative_to(clone).parts]
+    assert len(files) > 200
+    assert [str(path.relative_to(clone)) for path in files if b"\r\n" in path.read_bytes()] == []
+    for script in ("conf/health.sh", ".ci/run"):
+        subprocess.run(["bash", "-n", script], cwd=clone, check=True)
