@@ -17,9 +17,10 @@ from engine.envfile import SettingsError
 from stack import settings as stack_settings
 from stack.settings import StackError
 from tests.unit.recorder import recorder
+from tests.unit.test_compose import read
 
 ROOT = Path(__file__).resolve().parents[2]
-# Text → what compose-go v2.16.2 (dotenv.ReadWithLookup) makes of it where SHELL_HOME=/home/me stands in the environment.
+# Text → what Compose makes of it where SHELL_HOME=/home/me stands in the environment.
 AS_COMPOSE_READS: dict[str, dict[str, str]] = {
     "SERVING_PORT=8010 # api\n": {"SERVING_PORT": "8010"},
     "HIGHWATER_VAR=/tmp/hw # big disk": {"HIGHWATER_VAR": "/tmp/hw"},
@@ -85,6 +86,16 @@ def test_all_readers_give_the_answer_of_compose(file: Path, text: str) -> None:
     assert stack.ports["KAFKA_PORT"] == int(given.get("KAFKA_PORT", 9092))
     assert settings.hdfs_url == given.get("HDFS_URL", "hdfs://localhost:9000")
     assert stack.var == (ROOT / given.get("HIGHWATER_VAR", "var")).resolve()
+
+
+@pytest.mark.parametrize("text", AS_COMPOSE_READS)
+def test_compose_itself_gives_that_answer(file: Path, text: str) -> None:
+    file.write_bytes(text.encode())
+    compose = file.with_name("docker-compose.yml")
+    compose.write_text("name: x\nservices: {x: {image: x, env_file: [.env]}}\n")
+    done = read(compose, **SHELL)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["services"]["x"].get("environment", {}) == AS_COMPOSE_READS[text]
 
 
 @pytest.mark.parametrize("data", REFUSED)
