@@ -23,9 +23,10 @@ ENV PATH=/opt/venv/bin:$PATH \
     MALLOC_ARENA_MAX=2
 
 # What changes rarely comes first: packages, then jars, then the code.
-COPY requirements.lock ./
-RUN python3 -m venv /opt/venv && pip install --require-hashes -r requirements.lock
+COPY requirements.lock requirements-cassandra.lock ./
+RUN python3 -m venv /opt/venv && pip install --require-hashes -r requirements.lock -r requirements-cassandra.lock
 
+COPY engine/__init__.py engine/runtime/envfile.py ./engine/
 COPY stack ./stack
 RUN python -m stack jars --only spark monitoring && rm -rf .cache
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from engine.domain import DeclarationError, Domain, Maker, Report, Stream, View, count, distinct, last
 
@@ -98,9 +99,15 @@ def read_titles(basics: str, ratings: str) -> list[Title]:
     ]
 
 
+def _open_url(url: str) -> Any:
+    direct = urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")  # no proxy can see our loopback
+    proxies = (urllib.request.ProxyHandler({}),) if direct else ()
+    return urllib.request.build_opener(*proxies).open(url, timeout=60)
+
+
 def _rows(option: str, place: str, columns: tuple[str, ...]) -> Iterator[dict[str, str]]:
     try:
-        opened = urllib.request.urlopen(place, timeout=60) if "://" in place else Path(place).open("rb")  # noqa: SIM115
+        opened = _open_url(place) if "://" in place else Path(place).open("rb")  # noqa: SIM115
         with opened as packed, gzip.open(packed) as plain:
             rows = csv.DictReader(io.TextIOWrapper(plain, "utf-8"), delimiter="\t", quoting=csv.QUOTE_NONE)
             missing = [name for name in columns if name not in (rows.fieldnames or ())]

@@ -34,6 +34,7 @@ def examine(settings: Settings) -> list[Finding]:
     checks: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
         check_java,
         check_python,
+        check_driver,
         check_jars,
         check_ports,
         check_memory,
@@ -61,6 +62,13 @@ def check_python(settings: Settings, version: tuple[int, ...] = sys.version_info
     if version < OLDEST_PYTHON:
         found = ".".join(map(str, version))
         yield Finding("Python: too old", f"{sys.executable} is {found}, needed is 3.11", "make setup PYTHON=python3.11")
+
+
+def check_driver(settings: Settings) -> Iterator[Finding]:
+    """Whoever has Cassandra in the stack has its driver."""
+    if reason := lifecycle.driver_missing(settings):
+        what, _, fix = reason.partition("; run: ")
+        yield Finding(what, f"no package cassandra for {sys.executable}", fix)
 
 
 def check_jars(settings: Settings) -> Iterator[Finding]:

@@ -7,6 +7,7 @@ NameNode → DataNode, Spark master → worker) start side by side. One command 
 from __future__ import annotations
 
 import fcntl
+import importlib.util
 import shutil
 import subprocess
 import threading
@@ -35,6 +36,7 @@ DEADLINE = 90.0  # seconds for one service to answer, on a slow and busy machine
 KAFKA_RETRY = 30.0  # seconds in which ZooKeeper surely forgets a broker that was killed
 PATIENCE = 20.0  # seconds to end after SIGTERM
 HDFS_FOLDERS = ("/data", "/checkpoints")
+INSTALL_DRIVER = "python -m pip install --require-hashes -r requirements-cassandra.lock"
 
 Say = Callable[[str], None]
 
@@ -52,6 +54,8 @@ def up(settings: Settings, *, free: bool = False, say: Say = print) -> Settings:
     began = time.monotonic()
     say_one = _one_at_a_time(say)
     find_java()
+    if reason := driver_missing(settings):
+        raise StackError(reason)
     if jars.ensure(settings.root, jars_of(settings)):
         say(f"{'jars':<13} fetched and verified after {time.monotonic() - began:.1f} s")
     with _alone(settings):
@@ -118,6 +122,13 @@ def status(settings: Settings) -> list[tuple[Service, int | None, str]]:
 def jars_of(settings: Settings) -> tuple[str, ...]:
     """The sets of jars that this stack needs."""
     return (*jars.CONFS, *(jars.OPTIONAL_CONFS if settings.cassandra else ()))
+
+
+def driver_missing(settings: Settings) -> str:
+    """Return "" unless Cassandra belongs to this stack and its driver, which not everybody needs, is not installed."""
+    if not settings.cassandra or importlib.util.find_spec("cassandra"):
+        return ""
+    return f"Cassandra: its driver is not installed; run: {INSTALL_DRIVER}"
 
 
 def complaints(said: str) -> list[str]:

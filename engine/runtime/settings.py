@@ -1,4 +1,4 @@
-"""Which values may a user set, and what are they now? The only reader of the environment and of `.env`.
+"""Which values may a user set, and what are they now? The only reader of the environment; `.env` is read by `engine.runtime.envfile`.
 
 `load()` gives one frozen `Settings`; a flag wins over the environment, the environment over `.env`, `.env` over the
 default, and an empty text counts as not given. `python -m engine.settings` prints the list of docs/reference.md.
@@ -15,21 +15,16 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-ENV_FILE = Path(os.environ.get("HIGHWATER_ENV_FILE") or Path(__file__).resolve().parents[2] / ".env")
+from engine.runtime import envfile
+from engine.runtime.envfile import ENV_FILE
+from engine.runtime.envfile import SettingsError as SettingsError  # callers know it from here
 
 _UNITS = {"ms": 0.001, "millisecond": 0.001, "s": 1.0, "sec": 1.0, "second": 1.0, "m": 60.0, "min": 60.0}
 _UNITS |= {"minute": 60.0, "h": 3600.0, "hour": 3600.0, "d": 86400.0, "day": 86400.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]+)")
 _ADDRESSES = re.compile(r"[^\s,:/]+:\d{1,5}(,[^\s,:/]+:\d{1,5})*")
 _NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
-_ENV_LINE = re.compile(
-    r"""(?:export\s+)?([A-Za-z_]\w*)\s*=\s*("[^"]*"|'[^']*'|[^\s"'#](?:[^#]|(?<!\s)#)*)?\s*(?:\#.*)?"""
-)
 _USER_INFO = re.compile(r"(?<=//)[^/@\s]+@")
-
-
-class SettingsError(ValueError):
-    """A setting has a wrong value; one line: the name, the value, what is allowed. Scripts print it and exit 2."""
 
 
 @dataclass(frozen=True)
@@ -271,7 +266,7 @@ def load(
         raise SettingsError(f"{unknown[0].upper()}: no such setting; known: {', '.join(s.name for s in SETTINGS)}")
     called = {name.lower(): text for name, text in (names or {}).items()}
     environment = os.environ if environ is None else environ
-    file_values = _env_lines(env_file)
+    file_values = envfile.read(env_file, environment)
     values: dict[str, Any] = {}
     for setting in SETTINGS:
         sources = (
@@ -287,7 +282,7 @@ def load(
 
 def environment(environ: Mapping[str, str] | None = None, env_file: Path | None = ENV_FILE) -> dict[str, str]:
     """Return every name of the environment and of `.env`, for the settings that a domain declares (`Domain.settings`)."""
-    return {**_env_lines(env_file), **(os.environ if environ is None else environ)}
+    return envfile.given(env_file, environ)
 
 
 def add_flags(parser: argparse.ArgumentParser, flags: Iterable[str] | Mapping[str, str | tuple[str, ...]]) -> None:
@@ -340,18 +335,3 @@ def _parsed(setting: Setting, text: str, where: str) -> Any:
     except (ValueError, KeyError):
         shown = _USER_INFO.sub("***@", text)
         raise SettingsError(f"{where}={shown!r}: allowed is {setting.kind.allowed}") from None
-
-
-def _env_lines(path: Path | None) -> dict[str, str]:
-    if path is None or not path.is_file():
-        return {}
-    values = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
-        if not line.strip() or line.lstrip().startswith("#"):
-            continue
-        found = _ENV_LINE.fullmatch(line.strip())
-        if not found:
-            raise SettingsError(f"{path} line {number}: allowed is KEY=VALUE, KEY='VALUE' or a # comment")
-        text = (found[2] or "").strip()
-        values[found[1]] = text[1:-1] if text[:1] in ("'", '"') else text
-    return values

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.util
 import logging
 import random
 import secrets
@@ -16,7 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from engine.runtime.settings import Settings
+from engine.runtime.settings import Settings, SettingsError
 from engine.serving.store import Cell, Place
 
 RETRY_SECONDS = 40.0
@@ -27,6 +28,8 @@ WRITES_AT_ONCE = 8
 TOMBSTONE_SECONDS = 3600
 # Longer than a cursor is held (`engine.serving.service.HOLD_SECONDS`).
 NAMED_SECONDS = 600
+
+INSTALL = "python -m pip install --require-hashes -r requirements-cassandra.lock"
 
 TABLES = (
     "pointers (domain text PRIMARY KEY, serial bigint, body blob)",
@@ -55,6 +58,9 @@ class Cassandra:
 
     @staticmethod
     def of(settings: Settings, patience: float = RETRY_SECONDS) -> Cassandra:
+        """Return the store of these settings. Raises SettingsError where the driver is not installed."""
+        if importlib.util.find_spec("cassandra") is None:
+            raise SettingsError(f"Cassandra: its driver is not installed; run: {INSTALL}")
         where = settings.cassandra_contact_points, settings.cassandra_keyspace, settings.cassandra_replication
         return Cassandra(*where, patience)
 

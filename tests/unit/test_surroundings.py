@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -10,13 +13,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from domains import DOMAINS
-from engine.runtime import metrics
 from engine.runtime.settings import SETTINGS
-from stack import demo
 from stack import settings as stack_settings
 from stack.services import environment
+from tests.unit.recorder import recorder
 
 ROOT = Path(__file__).resolve().parents[2]
 # Each of them failed before `forget_surroundings`: by a setting, a proxy, a Spark of the shell, or an ignored SIGINT.
@@ -100,10 +103,75 @@ def test_a_process_whose_parent_ignores_sigint_hears_it_all_the_same(command: li
     assert process.returncode == 0, said
 
 
-def test_the_demo_asks_loopback_whatever_proxy_the_shell_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("no_proxy", "NO_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
-    port = free_port()
-    metrics.serve("batch", metrics.new_registry(), lambda: (True, {"status": "ok"}), "127.0.0.1", int(port))
-    assert demo.get(f"http://127.0.0.1:{port}/health") == {"status": "ok"}
+PROXIES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
+# What each asks for, of a server on loopback; it need not like the answer.
+CLIENTS = {
+    "probes": "from stack import probes; probes._json({port}, '/json/')",
+    "demo": "from stack import demo; demo.get('{url}/v1/ledger')",
+    "verify": "from engine.verify.__main__ import get_json; get_json('{url}/v1/ledger')",
+    "export": "from engine.export import extract; extract._page('{url}/v1/views')",
+    "movies": "from domains import movies; movies._open_url('{url}/title.basics.tsv.gz')",
+    "notebook": "import json, os\nfrom urllib.parse import urlencode\n{notebook}\nask('ledger')",
+    "make health": "import sys; from stack.__main__ import main; main(['health'])",
+    "make health STACK=compose": "import subprocess; subprocess.run({curl!r}, shell=True)",
+}
+
+
+def explored() -> str:
+    """The lines of the notebook that ask the REST interface."""
+    cells = json.loads((ROOT / "notebooks" / "explore.ipynb").read_text(encoding="utf-8"))["cells"]
+    sources = {cell["id"]: "".join(cell["source"]) for cell in cells}
+    imports = [line for line in sources["imports"].splitlines() if line.startswith("from urllib.request")]
+    return "\n".join([*imports, sources["rest"].partition("\n\n\n")[0]])
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_loopback_is_never_asked_of_a_proxy(client: str) -> None:
+    curl = re.search(r"^HEALTH := (curl .*)", (ROOT / "Makefile").read_text(), re.M)
+    with recorder({}) as (port, asked), recorder({}) as (proxy, asked_of_the_proxy):
+        if client.endswith("compose"):
+            if not shutil.which("curl"):
+                pytest.skip("no curl on this machine")
+            assert curl
+        address = f"127.0.0.1:{port}"
+        texts = {"port": port, "url": f"http://{address}", "notebook": explored()}
+        texts["curl"] = re.sub(r"\$\$\(.*?\)", address, curl[1]) if curl else ""
+        environ = {name: value for name, value in os.environ.items() if name.lower() != "no_proxy"}
+        environ |= dict.fromkeys(PROXIES, f"http://127.0.0.1:{proxy}")
+        environ |= {"SERVING_PORT": str(port), "SERVING_URL": f"http://{address}"}
+        code = CLIENTS[client].format(**texts)
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, env=environ, capture_output=True, text=True, check=False
+        )
+    assert (len(asked), asked_of_the_proxy) == (1, []), done.stderr
+
+
+def test_no_program_opens_an_address_without_saying_by_which_proxy() -> None:
+    programs = [
+        path for path in ROOT.rglob("*.py") if path.relative_to(ROOT).parts[0] not in (".venv", "lib", "var", "tests")
+    ]
+    assert len(programs) > 70
+    opening = re.compile(r"urlopen|build_opener\(\)|import (requests|httpx)|HTTPS?Connection")
+    assert [path.name for path in programs if opening.search(path.read_text(encoding="utf-8"))] == []
+    for notebook in (ROOT / "notebooks").glob("*.ipynb"):
+        assert not opening.search(notebook.read_text(encoding="utf-8")), notebook
+
+
+def test_health_checks_of_containers_ask_no_proxy() -> None:
+    """What asks by /dev/tcp knows no proxy; wget and curl do, so their services have none."""
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))["services"]
+    for name, service in services.items():
+        if {"wget", "curl"} & set(service.get("healthcheck", {}).get("test", ())):
+            assert service["environment"]["http_proxy"] == service["environment"]["HTTP_PROXY"] == "", name
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a clone")
+def test_a_clone_with_autocrlf_has_the_line_ends_of_the_repository(tmp_path: Path) -> None:
+    """Bash, Hadoop's .env files and Docker read no CRLF; Git for Windows writes it unless a repository says otherwise."""
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "-q", "-c", "core.autocrlf=true", str(ROOT), str(clone)], check=True)
+    files = [path for path in clone.rglob("*") if path.is_file() and ".git" not in path.relative_to(clone).parts]
+    assert len(files) > 200
+    assert [str(path.relative_to(clone)) for path in files if b"\r\n" in path.read_bytes()] == []
+    for script in ("conf/health.sh", ".ci/run"):
+        subprocess.run(["bash", "-n", script], cwd=clone, check=True)
