@@ -29,7 +29,7 @@ from stack.config import spark_home
 from stack.layers import LAYERS, log_file
 from stack.probes import LOOPBACK
 from stack.process import tail
-from stack.services import environment, services
+from stack.services import environment, inherited, left_over, services
 from stack.settings import Settings, StackError, load
 
 
@@ -89,6 +89,8 @@ def _health(settings: Settings, args: argparse.Namespace) -> int:
 
 
 def _env(settings: Settings, args: argparse.Namespace) -> int:
+    if names := left_over():
+        _say(f"unset {' '.join(names)}")
     for name, value in environment(settings).items():
         _say(f"export {name}={shlex.quote(value)}")
     return 0
@@ -130,7 +132,7 @@ def _tail(settings: Settings, args: argparse.Namespace) -> int:
 def _shell(settings: Settings, args: argparse.Namespace) -> int:
     own = {**environment(settings), "PYTHONSTARTUP": str(settings.root / "stack" / "shell.py")}
     home = spark_home()
-    os.execve(home / "bin" / "pyspark", ["pyspark", "--master", own["SPARK_MASTER"]], {**os.environ, **own})
+    os.execve(home / "bin" / "pyspark", ["pyspark", "--master", own["SPARK_MASTER"]], {**inherited(), **own})
 
 
 def _doctor(settings: Settings, args: argparse.Namespace) -> int:

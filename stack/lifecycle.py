@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import importlib.util
+import locale
 import shutil
 import subprocess
 import threading
@@ -54,7 +55,7 @@ def up(settings: Settings, *, free: bool = False, say: Say = print) -> Settings:
     began = time.monotonic()
     say_one = _one_at_a_time(say)
     find_java()
-    if reason := driver_missing(settings):
+    if reason := driver_missing(settings) or path_refused(settings):
         raise StackError(reason)
     if jars.ensure(settings.root, jars_of(settings)):
         say(f"{'jars':<13} fetched and verified after {time.monotonic() - began:.1f} s")
@@ -129,6 +130,16 @@ def driver_missing(settings: Settings) -> str:
     if not settings.cassandra or importlib.util.find_spec("cassandra"):
         return ""
     return f"Cassandra: its driver is not installed; run: {INSTALL_DRIVER}"
+
+
+def path_refused(settings: Settings) -> str:
+    """Return "" unless Java, or Spark's and Hadoop's scripts and options, could not work in these folders."""
+    for path in map(str, (settings.root, settings.var)):
+        if any(letter.isspace() for letter in path):
+            return f"{path!r}: has a space, at which options of Spark and Java end; move it, or set HIGHWATER_VAR to a folder without"
+        if not path.isascii() and locale.getencoding().lower() != "utf-8":
+            return f"{path!r}: Java cannot open it in this locale ({locale.getencoding()}); run: export LC_ALL=C.UTF-8"
+    return ""
 
 
 def complaints(said: str) -> list[str]:

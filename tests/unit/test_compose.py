@@ -275,3 +275,7 @@ def test_the_image_holds_what_the_layers_import() -> None:
     copied = {source.partition("/")[0] for sources in copies for source in sources.split()}
     assert let_in == copied
     assert {"engine", "domains", "web", "conf", "stack", "*.py"} <= copied
+    opened = re.search(r"chmod -R a\+rX (.*) \\", (ROOT / "Dockerfile").read_text(encoding="utf-8"))
+    assert opened, "a checkout made under umask 027 makes an image that its user cannot read"
+    code = {source for source in copied if not source.endswith(".lock")}
+    assert {source.removeprefix("./") for source in opened[1].split()} == code

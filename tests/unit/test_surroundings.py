@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -17,7 +19,9 @@ import yaml
 
 from domains import DOMAINS
 from engine.runtime.settings import SETTINGS
+from stack import doctor
 from stack import settings as stack_settings
+from stack.config import spark_home
 from stack.services import environment
 from tests.unit.recorder import recorder
 
@@ -176,3 +180,52 @@ def test_a_clone_with_autocrlf_has_the_line_ends_of_the_repository(tmp_path: Pat
     assert [name for name, data in texts.items() if b"\r\n" in data] == []
     for script in ("conf/health.sh", ".ci/run"):
         subprocess.run(["bash", "-n", script], cwd=clone, check=True)
+
+
+def test_left_overs_of_another_spark_lead_no_client_of_this_stack_astray(tmp_path: Path) -> None:
+    strange = {"SPARK_HOME": "/nowhere", "PYSPARK_PYTHON": "/nowhere/python", "PYSPARK_DRIVER_PYTHON": "jupyter"}
+    strange |= {"HADOOP_CONF_DIR": "/nowhere", "HADOOP_HOME": "/nowhere", "HIGHWATER_VAR": str(tmp_path)}
+    show = "import os; from pyspark.find_spark_home import _find_spark_home as home; print([home(), dict(os.environ)])"
+    # As `make demo` starts the layers, and as a user starts a script after eval "$(python -m stack env)".
+    layer = "import subprocess, sys; from stack import layers, settings; "
+    layer += f"subprocess.run([sys.executable, '-c', {show!r}], env=layers.client_environment(settings.load()))"
+    shell = f'eval "$({sys.executable} -m stack env)" && exec {sys.executable} -c {shlex.quote(show)}'
+    for command in ([sys.executable, "-c", layer], ["bash", "-ec", shell]):
+        done = subprocess.run(
+            command, cwd=ROOT, env={**os.environ, **strange}, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        home, environ = ast.literal_eval(done.stdout)
+        assert Path(home).resolve() == spark_home().resolve() and environ["PYSPARK_PYTHON"] == sys.executable
+        assert [name for name, value in environ.items() if value in ("/nowhere", "jupyter")] == []
+
+
+def test_doctor_names_what_would_lead_a_script_astray(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = stack_settings.Settings(var=Path("/var/highwater"))
+    assert list(doctor.check_left_over(settings)) == []
+    monkeypatch.setenv("SPARK_HOME", "/nowhere")
+    monkeypatch.setenv("PYSPARK_PYTHON", settings.python)
+    assert [finding.fix for finding in doctor.check_left_over(settings)] == ["unset SPARK_HOME"]
+    monkeypatch.setenv("PYSPARK_PYTHON", "/nowhere/python")
+    assert [finding.fix for finding in doctor.check_left_over(settings)] == ["unset SPARK_HOME", "unset PYSPARK_PYTHON"]
+
+
+@pytest.mark.parametrize(
+    ("folder", "locale", "told"),
+    [("my disk", "C.UTF-8", "a space"), ("größe", "C", "LC_ALL=C.UTF-8"), ("größe", "C.UTF-8", ""), ("plain", "C", "")],
+)
+def test_a_folder_that_java_cannot_use_is_one_line_before_anything_starts(
+    tmp_path: Path, folder: str, locale: str, told: str
+) -> None:
+    code = "from stack import doctor, lifecycle, settings as s; lifecycle.find_java = lambda: None; "
+    code += "lifecycle.jars.ensure = lambda *args: exit('starts'); settings = s.load(); "
+    code += (
+        "print(*[finding.evidence + finding.fix for finding in doctor.check_paths(settings)]); lifecycle.up(settings)"
+    )
+    environ = {**os.environ, "HIGHWATER_VAR": str(tmp_path / folder), "LC_ALL": locale}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environ, capture_output=True, text=True, check=False
+    )
+    last = done.stderr.splitlines()[-1]
+    assert (told in done.stdout and told in last) if told else (done.stdout, last) == ("\n", "starts"), done
+    assert not (tmp_path / folder).exists()
