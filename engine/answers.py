@@ -60,7 +60,8 @@ def none_but(params: Params, *allowed: str) -> dict[str, list[str]]:
 
 
 def catalogue(service: Service) -> dict[str, Any]:
-    """Every view with its freshness, and every report with its columns."""
+    """Every domain with its title, every view with its freshness, and every report with its columns."""
+    names = [{"domain": domain.name, "title": domain.title} for domain in service.domains]
     views, reports = [], []
     for domain in service.domains:
         current = service.loaders[domain.name].current
@@ -80,7 +81,7 @@ def catalogue(service: Service) -> dict[str, Any]:
             columns = list(table.schema.names) if table is not None else list(report.by)
             checks = _checks(current.manifest.reports.get(report.name, {}) if current else {})
             reports.append({"report": report.name, "domain": domain.name, "columns": columns, **checks})
-    return {"views": views, "reports": reports}
+    return {"domains": names, "views": views, "reports": reports}
 
 
 def ledger(service: Service, params: Params) -> dict[str, Any]:
