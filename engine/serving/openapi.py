@@ -30,6 +30,23 @@ _ANSWER = {
         "next_cursor": {"type": ["string", "null"], "description": "holds its snapshot for 5 minutes, then 410"},
     },
 }
+_CATALOGUE = {
+    "type": "object",
+    "required": ["domains", "views", "reports"],
+    "properties": {
+        "domains": {
+            "type": "array",
+            "description": "every domain, with the title that people read",
+            "items": {
+                "type": "object",
+                "required": ["domain", "title"],
+                "properties": {"domain": {"type": "string"}, "title": {"type": "string"}},
+            },
+        },
+        "views": {"type": "array", "items": {"type": "object"}},
+        "reports": {"type": "array", "items": {"type": "object"}},
+    },
+}
 _LEDGER = (
     "`good`, `problems` and `gaps` are counted below the batch `horizon`, `speed` between horizon and `speed_end`. `raw` and "
     "`typed` are the rows below `raw_head` and `typed_head`; `pending` is what lies above the typed head up to Kafka's end. "
@@ -59,7 +76,7 @@ def describe(view: View) -> dict[str, Any]:
 
 def document(domains: Sequence[Domain]) -> dict[str, Any]:
     """Return the OpenAPI document of these domains."""
-    paths: dict[str, Any] = {"/v1/views": _path("Every view and report", [])}
+    paths: dict[str, Any] = {"/v1/views": _path("Every domain, view and report", [], schema="Catalogue")}
     for domain in domains:
         for view in domain.views:
             what = f"{domain.name}: {', '.join([*view.measures, *view.show])} by {', '.join(view.by) or 'nothing'}"
@@ -95,7 +112,12 @@ def document(domains: Sequence[Domain]) -> dict[str, Any]:
         "version": "1",
         "description": "Exact answers: a batch version plus the epochs after its horizon.",
     }
-    return {"openapi": "3.1.0", "info": info, "paths": paths, "components": {"schemas": {"Answer": _ANSWER}}}
+    return {
+        "openapi": "3.1.0",
+        "info": info,
+        "paths": paths,
+        "components": {"schemas": {"Answer": _ANSWER, "Catalogue": _CATALOGUE}},
+    }
 
 
 def page(domains: Sequence[Domain]) -> str:
@@ -186,9 +208,10 @@ def _parameter(
     return {**found, "example": example} if example is not None else found
 
 
-def _path(what: str, parameters: list[dict[str, Any]], data: bool = True) -> dict[str, Any]:
+def _path(what: str, parameters: list[dict[str, Any]], data: bool = True, schema: str = "Answer") -> dict[str, Any]:
     errors = {"422": "A parameter cannot be honoured", "503": "Nothing right to say now"} if data else {}
-    content = {"application/json": {"schema": {"$ref": "#/components/schemas/Answer"}}} if parameters else {}
+    known = parameters or schema != "Answer"
+    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}} if known else {}
     told = {code: {"description": text, "content": {"application/problem+json": {}}} for code, text in errors.items()}
     ok = {"description": "OK", **({"content": content} if content else {})}
     return {"get": {"summary": what, "parameters": parameters, "responses": {"200": ok, **told}}}

@@ -5,8 +5,7 @@ Writes:  nothing.
 Promise: every group of every answer is recounted at the answer's own `as_of` by code that shares nothing with the
          layers but the declarations (`engine.verify.rawlog`, `engine.verify.recount`, `engine.verify.recompute`).
 
-Counts, sums, min, max, first, last must be equal digit for digit, averages and deviations within 1e-9; `distinct` is an
-estimate: it must be that of one sketch of all values, and lie within its stated error of the exact count.
+What may differ by how much is said in `engine.verify.compare`, for all answers and for the proof of one alike.
 
 With `--answers FILE` recorded answers are judged (JSON lines of {"url", "view", "query", "answer"}), with
 `--as-of FILE` the recount at that `as_of` is printed, and with `--proof` one JSON request is read and answered (see `prove`).
@@ -42,10 +41,12 @@ from engine.verify.compare import (
     Answer,
     Difference,
     EndOf,
+    compare_rows,
     completeness_differences,
     ledger_differences,
     position,
     report_differences,
+    tests_of,
     view_differences,
 )
 from engine.verify.rawlog import RawLog, definition_in_manifest
@@ -277,21 +278,22 @@ def live(settings: Settings, domain: Domain, base: str, view: str | None) -> tup
 
 
 def prove(settings: Settings, request: Mapping[str, Any]) -> dict[str, Any]:
-    """Recount one request.
+    """Recount one request, and compare what was served with it.
 
     Args:
-        request: {"definition" (`Domain.to_json`), "view", "filters": {dimension: [texts, null]}, "from", "to", "every", "by", "coverage"}.
+        request: {"definition" (`Domain.to_json`), "view", "filters": {dimension: [texts, null]}, "from", "to", "every",
+            "by", "columns", "coverage", "served": rows as the API shows them}.
 
     Returns:
-        {"rows", "offsets", "segments", "from_kafka", "events"}; rows as the API shows them, at
+        {"rows", "differences", "offsets", "segments", "from_kafka", "events"}; rows as the API shows them, at
         most 20 of the newest events.
 
     Raises:
         BadQuestion, Unanswered, BrokenLog, DeclarationError.
     """
-    domain, view, asked, coverage = read_request(request)
-    as_of = {"coverage": coverage, "horizon": {}}
-    raw, con = read_log(settings, domain, furthest([coverage], {s.topic for s in view.streams}), keep=True)
+    domain, view, asked, answer = read_request(request)
+    tests, as_of = tests_of(view, asked.columns), answer.as_of
+    raw, con = read_log(settings, domain, furthest([as_of["coverage"]], {s.topic for s in view.streams}), keep=True)
     if raw.account.faults:
         raise BrokenLog("; ".join(raw.account.faults[:SHOWN_DIFFERENCES]))
     account = raw.account
@@ -304,21 +306,37 @@ def prove(settings: Settings, request: Mapping[str, Any]) -> dict[str, Any]:
     for (topic, _, partition), ends in account.from_kafka.items():
         from_kafka.setdefault(topic, {})[partition] = list(ends)
     rows = view_rows(con, domain, view, asked, as_of)
-    events = matching_events(con, domain, view, asked, as_of)
-    return {"rows": rows, "offsets": offsets, "segments": account.segments, "from_kafka": from_kafka, "events": events}
+    differences = compare_rows(view.name, answer, rows, asked.keys(view), tests)
+    return {
+        "rows": rows,
+        "differences": [_as_json(difference) for difference in differences],
+        "offsets": offsets,
+        "segments": account.segments,
+        "from_kafka": from_kafka,
+        "events": matching_events(con, domain, view, asked, as_of),
+    }
 
 
-def read_request(request: Mapping[str, Any]) -> tuple[Domain, View, Question, Mapping[str, Any]]:
-    """Return what a proof request is about and its coverage. Raises BadQuestion, DeclarationError."""
+def _as_json(difference: Difference) -> dict[str, Any]:
+    """{"key", "column", "served", "recomputed"}; without a column a group that one side lacks, and the other's row."""
+    served, recomputed = difference.served, difference.recounted
+    if difference.column is None:
+        served, recomputed = (rows[0] if len(rows) == 1 else rows or None for rows in (served, recomputed))
+    key = None if difference.group is None else list(difference.group.values())
+    return {"key": key, "column": difference.column, "served": served, "recomputed": recomputed}
+
+
+def read_request(request: Mapping[str, Any]) -> tuple[Domain, View, Question, Answer]:
+    """Return what a proof request is about, and the answer that it is of. Raises BadQuestion, DeclarationError."""
     try:
         domain = Domain.from_json(request["definition"])
         view = _view(domain, request["view"])
         filters = {name: tuple(texts) for name, texts in (request.get("filters") or {}).items()}
         start, end = (moment(request[name]) if request.get(name) else None for name in ("from", "to"))
         by = tuple(view.by if request.get("by") is None else request["by"])
-        columns = (*view.measures, *view.show)
-        asked = Question(by, filters, request.get("every"), start, end, columns=columns)
-        return domain, view, checked(view, asked), request["coverage"]
+        asked = Question(by, filters, request.get("every"), start, end, columns=tuple(request["columns"]))
+        as_of = {"coverage": request["coverage"], "horizon": {}}
+        return domain, view, checked(view, asked), Answer(view.name, (), request["served"], as_of, True, ())
     except (KeyError, TypeError, AttributeError) as error:
         raise BadQuestion(f"no proof request: {error!r}") from error
 
@@ -384,7 +402,9 @@ def _told(differences: Sequence[Difference], rows: int) -> int:
     for one in differences[:SHOWN_DIFFERENCES]:
         group = "" if one.group is None else f" {json_text(one.group)}"
         served, recounted = (json_text(value)[:500] for value in (one.served, one.recounted))
-        sys.stdout.write(f"DIFFERENT {one.where}{group} {one.column}: served {served}, recounted {recounted}\n")
+        sys.stdout.write(
+            f"DIFFERENT {one.where}{group} {one.column or 'rows'}: served {served}, recounted {recounted}\n"
+        )
     if differences:
         sys.stdout.write(f"{len(differences):,} differences among {rows:,} events\n")
         return 1
@@ -396,7 +416,7 @@ def run(args: argparse.Namespace) -> int:
     """Do what the command line asks. Raises BadQuestion, Unanswered, BrokenLog, DeclarationError, SettingsError, OSError."""
     settings = load_settings()
     if args.proof:
-        sys.stdout.write(json_text(prove(settings, json.load(sys.stdin))) + "\n")
+        sys.stdout.write(json_text(prove(settings, json.load(sys.stdin, parse_float=Decimal))) + "\n")
         return 0
     chosen = domains.named(args.domain or settings.domain, environment())
     if args.view:

@@ -99,7 +99,7 @@ def test_every_view_of_the_domain_has_one_chart_with_rows(desktop: Seen, serving
     assert page.eval_on_selector_all("article[data-view]", "all => all.map((one) => one.dataset.view)") == wanted
     for name in wanted:
         card = page.locator(f'article[data-view="{name}"]')
-        assert card.locator("canvas").count() == 1, name
+        sync_api.expect(card.locator("canvas")).to_have_count(1, timeout=WAIT_MS)
         sync_api.expect(card.locator(".said")).to_have_text(re.compile(r"\d"), timeout=WAIT_MS)
         assert urlsplit(card.get_by_role("link", name="API call").get_attribute("href")).path == f"/v1/views/{name}"
         assert "failed" not in (card.get_attribute("class") or ""), card.locator(".said").text_content()

@@ -78,7 +78,7 @@ TAGS = View(
     explode=("tags", "tag"),
 )
 TOPS = Report("tops", ("shop", "day"), "SELECT 1", time="day")
-SHOP = Domain("shop", (SALES,), (MINUTES, SHOPS, TAGS), (TOPS,))
+SHOP = Domain("shop", (SALES,), (MINUTES, SHOPS, TAGS), (TOPS,), title="Corner shops")
 _DATABASE = open_database()
 PROBLEMS = ("malformed", "amount_given", "duplicate")
 

@@ -459,19 +459,24 @@ def _recount(tmp_path: Path, body: str) -> tuple[str, ...]:
     return (sys.executable, str(script))
 
 
-def test_a_proof_compares_row_by_row(filled: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_proof_gives_the_recount_what_is_served_and_says_what_it_says(
+    filled: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = filled.json("/v1/views/shops?measures=sales,revenue,mean,buyers")["rows"]
     body = (
-        "print(json.dumps({'rows': ROWS, 'offsets': asked['coverage'], 'segments': 3, 'from_kafka': 0, 'events': []}))"
+        "assert asked['columns'] == ['sales', 'revenue', 'mean', 'buyers']\n"
+        "print(json.dumps({'rows': asked['served'], 'differences': DIFFERENCES, 'offsets': asked['coverage'], 'segments': 3}))"
     )
-    monkeypatch.setattr(proof, "COMMAND", _recount(tmp_path, body.replace("ROWS", repr(rows))))
-    found = filled.json("/v1/views/shops/proof?measures=sales,revenue,mean,buyers")
-    assert found["match"] is True and found["segments"] == 3 and found["offsets"] == found["as_of"]["coverage"]
-    rows[0]["sales"] += 1
-    rows[1]["mean"] *= 1 + 1e-6
-    monkeypatch.setattr(proof, "COMMAND", _recount(tmp_path, body.replace("ROWS", repr(rows[:-1]))))
-    found = filled.json("/v1/views/shops/proof?measures=sales,revenue,mean,buyers")
-    assert not found["match"] and [one["column"] for one in found["differences"]] == ["sales", "mean", None]
+    path = "/v1/views/shops/proof?measures=sales,revenue,mean,buyers"
+    monkeypatch.setattr(proof, "COMMAND", _recount(tmp_path, body.replace("DIFFERENCES", "[]")))
+    found = filled.json(path)
+    assert found["rows_served"] == found["rows_recomputed"] == rows
+    assert found["match"] is True and found["differences"] == []
+    assert found["segments"] == 3 and found["offsets"] == found["as_of"]["coverage"]
+    difference = {"key": ["north"], "column": "sales", "served": 3, "recomputed": 4}
+    monkeypatch.setattr(proof, "COMMAND", _recount(tmp_path, body.replace("DIFFERENCES", repr([difference]))))
+    found = filled.json(path)
+    assert found["match"] is False and found["differences"] == [difference]
 
 
 def test_a_proof_is_killed_at_its_deadline(filled: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
