@@ -23,9 +23,11 @@ ENV PATH=/opt/venv/bin:$PATH \
     MALLOC_ARENA_MAX=2
 
 # What changes rarely comes first: packages, then jars, then the code.
-COPY requirements.lock ./
-RUN python3 -m venv /opt/venv && pip install --require-hashes -r requirements.lock
+COPY requirements.lock requirements-cassandra.lock ./
+RUN python3 -m venv /opt/venv && pip install --require-hashes -r requirements.lock -r requirements-cassandra.lock
 
+COPY engine/__init__.py ./engine/
+COPY engine/runtime/__init__.py engine/runtime/envfile.py ./engine/runtime/
 COPY stack ./stack
 RUN python -m stack jars --only spark monitoring && rm -rf .cache
 
@@ -37,10 +39,11 @@ COPY domains ./domains
 COPY engine ./engine
 COPY *.py ./
 # spark-submit and pyspark find the master, the jars and this Python without an option; Spark 4 wants a folder `artifacts`
-# in the current one.
+# in the current one. A checkout made under umask 027 has files that only their owner may read.
 RUN spark_home=$(python -c 'import importlib.util as u; print(u.find_spec("pyspark").submodule_search_locations[0])') \
     && ln -s "$spark_home" /opt/spark \
     && python -m stack.config container /opt/highwater/conf/spark \
+    && chmod -R a+rX stack conf hadoop.env web monitoring domains engine ./*.py \
     && install -d -o highwater -g highwater artifacts /home/highwater/work
 ENV SPARK_HOME=/opt/spark \
     SPARK_CONF_DIR=/opt/highwater/conf/spark \

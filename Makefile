@@ -1,9 +1,11 @@
-# Every target has a twin for people without make, in README.md. STACK=compose turns the verbs of the stack to Docker Compose.
+# Every target is listed in docs/reference.md. STACK=compose turns the verbs of the stack to Docker Compose.
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 PY := .venv/bin/python
 STACK ?= native
 OVERLAY ?= dev
+INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check --require-hashes
+DEV := .venv/.installed-dev
 # for every platform and Python from 3.11 on, so that one lock file serves all machines
 UV := .venv/bin/uv pip compile --quiet --no-config --universal --python-version 3.11 --generate-hashes --custom-compile-command "make lock"
 
@@ -13,22 +15,28 @@ UP := docker compose up -d --wait
 DOWN := docker compose --profile '*' down
 RESET := printf 'deletes all data, checkpoints and topics; type reset to go on: ' && read -r word && [ "$$word" = reset ] && docker compose --profile '*' down --volumes
 STATUS := docker compose ps -a
+HEALTH := curl --noproxy '*' -sS --fail-with-body "http://$$(docker compose port serving 8000)/health/ready" && echo
 LOGS := docker compose logs --tail 15 $(L)
 BUILD := docker compose build
 SHELL_COMMAND := docker compose run --rm --entrypoint pyspark -e PYTHONSTARTUP=stack/shell.py batch
 TAIL := docker compose exec producer python -m stack tail
 MONITORING := docker compose --profile monitoring up -d --wait
+JUPYTER :=
+NOTEBOOK := docker compose --profile notebook up -d --wait && docker compose logs notebook
 else ifeq ($(STACK),native)
 READY := setup
 UP := $(PY) -m stack up
 DOWN := $(PY) -m stack down
 RESET := $(PY) -m stack reset
 STATUS := $(PY) -m stack status
+HEALTH := $(PY) -m stack health
 LOGS := $(PY) -m stack logs $(L)
 BUILD := true
 SHELL_COMMAND := $(PY) -m stack shell
 TAIL := $(PY) -m stack tail
 MONITORING := $(PY) -m stack monitor
+JUPYTER := .venv/.installed-notebook
+NOTEBOOK := eval "$$($(PY) -m stack env)" && .venv/bin/jupyter lab notebooks
 else
 $(error STACK=$(STACK): allowed is native or compose)
 endif
@@ -36,7 +44,8 @@ endif
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
 
-setup: .venv/.installed lib/.verified ## make .venv, install packages, fetch and verify the jars
+setup: ## make .venv, install the packages that run, fetch and verify the jars beside them
+	@$(MAKE) --no-print-directory -s -j2 .venv/.installed lib/.verified
 
 up: $(READY) ## start the stack and wait until all of it answers; start again what died
 	@$(UP)
@@ -54,7 +63,7 @@ status: $(READY) ## one line per service
 	@$(STATUS)
 
 health: $(READY) ## has the serving layer something right to say? Prints its reasons
-	@curl -fsS http://127.0.0.1:$(or $(SERVING_PORT),$(shell sed -n 's/^SERVING_PORT=//p' .env 2>/dev/null),8000)/health/ready && echo
+	@$(HEALTH)
 
 logs: $(READY) ## the last lines of every log (L=ingest for one)
 	@$(LOGS)
@@ -70,6 +79,9 @@ kafka-tail: $(READY) ## print the records of a topic as they come (T=auth_topic)
 
 monitoring: $(READY) ## watch it: Prometheus, and with STACK=compose Grafana, too
 	@$(MONITORING)
+
+notebook: $(JUPYTER) ## JupyterLab with the notebooks, on the running system
+	@$(NOTEBOOK)
 
 clean: ## delete caches and temporary files; data, packages and jars stay
 	rm -rf .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis artifacts spark-warehouse
@@ -90,45 +102,59 @@ bench: setup ## measure CPU seconds per million events
 test: test-unit ## all tests: unit, integration, end to end
 	$(PY) -m pytest tests/integration tests/e2e
 
-test-unit: setup ## tests that need no services, a process per core
+test-unit: $(DEV) ## tests that need no services, a process per core
 	$(PY) -m pytest tests/unit -n auto --maxprocesses 4 --dist loadfile
 	$(PY) -m pytest tests/simulation -q -n auto --maxprocesses 4
 
-simulate: setup ## so many schedules of the simulator (N=100000)
+simulate: $(DEV) ## so many schedules of the simulator (N=100000)
 	SIMULATE=$(or $(N),100000) $(PY) -m pytest tests/simulation/test_simulation.py -q -n auto --maxprocesses 4
 
-test-integration: setup ## tests on the real stack, one layer at a time
+test-integration: $(DEV) ## tests on the real stack, one layer at a time
 	$(PY) -m pytest tests/integration
 
-test-e2e: setup ## tests of all layers together
+test-e2e: $(DEV) ## tests of all layers together
 	$(PY) -m pytest tests/e2e
 
-test-compose: setup ## the Compose stack on a real Docker Engine, killed, paused and cut off
+test-compose: $(DEV) ## the Compose stack on a real Docker Engine, killed, paused and cut off
 	$(PY) -m pytest tests/compose
 
 k8s: setup ## print the Kubernetes manifests (OVERLAY=dev), to be piped into kubectl apply -f -
 	@$(PY) k8s/render.py $(OVERLAY)
 
-lock: setup ## pin all packages with their hashes, after a change of requirements*.txt
+lock: $(DEV) ## pin all packages with their hashes, after a change of requirements*.txt
 	$(UV) --output-file requirements.lock requirements.txt
 	$(UV) --constraint requirements.lock --output-file requirements-notebook.lock requirements-notebook.txt
-	$(UV) --constraint requirements-notebook.lock --output-file requirements-dev.lock requirements-dev.txt
+	$(UV) --constraint requirements-notebook.lock --output-file requirements-cassandra.lock requirements-cassandra.txt
+	$(UV) --constraint requirements-notebook.lock --constraint requirements-cassandra.lock --output-file requirements-dev.lock requirements-dev.txt
 
-sbom: setup ## write sbom.json: every package and jar with version and licence
+sbom: $(DEV) ## write sbom.json: every package and jar with version and licence
 	@$(PY) -m stack.sbom
 
-check: setup ## format, lint, types
+check: $(DEV) ## format, lint, types
 	.venv/bin/ruff format --check . && .venv/bin/ruff check . && .venv/bin/mypy
 
-.venv/.installed: requirements-dev.lock
+# PySpark comes first: the Ivy in it fetches the jars while the other packages come.
+.venv/.spark: requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python %d.%d is too old; choose one: make setup PYTHON=python3.11" % sys.version_info[:2])'
+	@echo 'packages: PySpark first, then the others and beside them the jars'
 	test -x $(PY) || $(PYTHON) -m venv .venv
-	$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	sed -n '/^pyspark==/,/^[^ ]/{/^pyspark==/p;/^ *--hash/p;}' requirements.lock >.venv/spark.lock
+	$(INSTALL) --no-deps -r .venv/spark.lock
 	@touch $@
 
-lib/.verified: stack/jars.lock stack/ivy.xml .venv/.installed
+.venv/.installed: .venv/.spark
+	$(INSTALL) -r requirements.lock
+	@echo 'packages: all there'
+	@touch $@
+
+lib/.verified: stack/jars.lock stack/ivy.xml .venv/.spark
 	$(PY) -m stack jars
 	@touch $@
 
-.PHONY: help setup up down restart reset status health logs build spark-shell kafka-tail monitoring clean doctor demo batch bench \
+# What one target needs more, besides the packages that run.
+.venv/.installed-%: requirements-%.lock | setup
+	$(INSTALL) -r $<
+	@touch $@
+
+.PHONY: help setup up down restart reset status health logs build spark-shell kafka-tail monitoring notebook clean doctor demo batch bench \
 	test test-unit simulate test-integration test-e2e test-compose k8s lock sbom check

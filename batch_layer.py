@@ -10,6 +10,7 @@ Reads    /data/master_dataset (raw segments), the parent version, the ends of th
 Writes   /data/events/<schema hash>/topic=/log=/partition=/<base>.parquet  typed events, one row per raw row
          /data/batch_views/_versions/<domain>/<version>/{manifest.json, <view>/part-*, <report>/part-*}
          /data/batch_views/<view>/part-*.parquet  plain copy of the newest version, for any reader
+Keeps    nothing beside them; what a run did not finish lies in /data/.staging until the next one deletes it.
 Promises raw → decode → rules → duplicates → typed log; choose H, an epoch's end → fold the offsets below H → all views
          and reports in one directory rename. Of two runs at once one wins, the other says so and exits 0. Incremental,
          --full and --full --typed give equal rows. A failed check or an error holds back that report alone: the version is
@@ -33,18 +34,20 @@ import structlog
 from pyspark.sql import SparkSession
 
 import domains
-from engine import build, derived, metrics, observe, versions
-from engine.commit import OffsetGap, TooSlow
-from engine.compact import clean_staging, compact
+from engine.batch import build
+from engine.batch.events import RowsDiffer, extend_typed, forget_typed, spark_writer
+from engine.batch.horizon import choose_horizon
+from engine.batch.plan import planned
 from engine.domain import DeclarationError, Domain
-from engine.events import RowsDiffer, extend_typed, forget_typed, spark_writer, typed_root
-from engine.hdfs import Hdfs, HdfsUnavailable
-from engine.horizon import choose_horizon
-from engine.log import MASTER, MasterWentBack
-from engine.plan import planned
-from engine.session import side_by_side, spark_session
-from engine.settings import Settings, SettingsError, add_flags, environment, from_args
-from engine.versions import Manifest, VersionUnknown, held_back
+from engine.runtime import metrics, observe
+from engine.runtime.session import side_by_side, spark_session
+from engine.runtime.settings import Settings, SettingsError, add_flags, environment, from_args
+from engine.storage import derived, versions
+from engine.storage.commit import OffsetGap, TooSlow
+from engine.storage.compact import clean_staging, compact
+from engine.storage.hdfs import Hdfs, HdfsUnavailable
+from engine.storage.log import MASTER, MasterWentBack, typed_root
+from engine.storage.versions import Manifest, VersionUnknown, held_back
 
 # A fresh system has nothing to fold yet; its first real version does not wait for a whole interval.
 EMPTY_SECONDS = 15.0

@@ -27,17 +27,17 @@ from pyspark.sql import DataFrame, Observation, SparkSession
 from pyspark.sql import functions as F
 
 import domains
-from engine import kafka, log, metrics, observe
-from engine.checkpoints import Checkpoint
-from engine.commit import OffsetGap, Piece, StartsAbove, TooSlow
-from engine.continuity import DataExpired, LogReplaced
 from engine.domain import DeclarationError, Domain
-from engine.hdfs import Hdfs, HdfsUnavailable
-from engine.log import MasterWentBack, Place, Range
-from engine.mirror import Mirror, Reading
-from engine.progress import Progress
-from engine.session import spark_session
-from engine.settings import Settings, SettingsError, add_flags, environment, from_args
+from engine.ingest.repair import opened, repair
+from engine.runtime import kafka, metrics, observe
+from engine.runtime.progress import Progress
+from engine.runtime.session import spark_session
+from engine.runtime.settings import Settings, SettingsError, add_flags, environment, from_args
+from engine.storage.checkpoints import Checkpoint, Reading
+from engine.storage.commit import OffsetGap, Piece, StartsAbove, TooSlow
+from engine.storage.continuity import DataExpired, LogReplaced
+from engine.storage.hdfs import HdfsUnavailable
+from engine.storage.log import MasterWentBack, Place, Range
 
 CHECKPOINTS = "/checkpoints/ingest"
 RAW_COLUMNS = (
@@ -52,15 +52,6 @@ RAW_COLUMNS = (
     "topic",
     "CAST(partition AS STRING) AS partition",
 )
-
-# Why a partition of a new log begins where it does.
-PROOFS = {
-    "continues": "Kafka's log is the one that was mirrored, it goes on at its head",
-    "cut": "Kafka's log is the one that was mirrored, cut short here; what HDFS holds above stays",
-    "other": "Kafka's log is another one, it is mirrored from its start",
-    "unproven": "nothing is stored, or Kafka no longer holds what could be compared",
-    None: "it is new",
-}
 
 _log = structlog.get_logger("ingest")
 
@@ -157,32 +148,6 @@ class Ingest:
         )
 
 
-def opened(domain: Domain, settings: Settings, reader: kafka.Reader) -> Mirror:
-    """Return the raw logs of a domain, and what Kafka says of them."""
-    fs = Hdfs(settings.hdfs_url, settings.hadoop_user_name)
-    return Mirror(fs, reader, domain, settings.starting_offsets == "latest")
-
-
-def admit(args: argparse.Namespace, chosen: tuple[Domain, ...], settings: Settings) -> None:
-    """Carry out --accept-gap or --new-log; neither needs Spark."""
-    owner = next((domain for domain in chosen if args.new_log in domain.topics), None)
-    if args.new_log and owner is None:
-        raise SettingsError(
-            f"--new-log {args.new_log}: no such topic; known: {', '.join(t for d in chosen for t in d.topics)}"
-        )
-    if owner is not None:
-        mirror = opened(owner, settings, kafka.consumer(settings))
-        closed = mirror.logs[args.new_log]
-        origins = mirror.new_log(args.new_log)
-        print(f"topic '{args.new_log}': log {closed} is closed, {log.next_log(closed)} begins:")
-        for p, origin in sorted(origins.items(), key=lambda item: int(item[0])):
-            print(f"  partition {p} at offset {origin.offset}: {PROOFS[origin.proof]}")
-    for domain in chosen if args.accept_gap else ():
-        for (topic, _, p), start, end, ours in opened(domain, settings, kafka.consumer(settings)).accept_gaps():
-            done = "accepted" if ours else "was committed by somebody else"
-            print(f"topic '{topic}' partition {p}: gap [{start}, {end}) {done}")
-
-
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_flags(parser, ("domain", "trigger_interval", "max_offsets_per_trigger", "starting_offsets", "show_previews"))
@@ -204,7 +169,7 @@ def main(argv: list[str] | None = None) -> None:
         observe.start_logging(settings)
         kafka.ensure_topics(settings, [stream for domain in chosen for stream in domain.streams])
         if args.new_log or args.accept_gap:
-            admit(args, chosen, settings)
+            repair(chosen, settings, args.new_log, args.accept_gap)
             return
         ending = observe.Ending(observe.Stop())
         shown = metrics.QueryMetrics("ingest", chosen, settings.trigger_interval)

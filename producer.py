@@ -4,48 +4,39 @@
     python producer.py --duplicates 0.02 --late 0.01 --broken 0.01 --future 0.001
     python producer.py --to csv --out events.csv --count 1000 --start 2026-01-01T00:00:00Z
 
-Reads:      nothing but the generators of `domains/`.
-Writes:     the topics of the domain (created when missing), key = the stream's key field, value = one JSON object in
-            UTF-8; or a file: csv (UTF-8 with BOM, no formulas), json (one array), jsonl (one event a line).
-Guarantees: idempotent, acks=all, so an event is once in the log and in order within its key, or it is reported as
-            failed (exit 1; whether the log has it is then unknown). Counts are acknowledgements. Each event was
-            checked against the schema, except those broken on purpose. With --seed and --start the same events come
-            out, byte for byte.
-            SIGINT and SIGTERM stop, flush within SEND_TIMEOUT_SEC, print the summary and exit 0.
-Shows:      /metrics and /health on :8082; a progress line each second, or every 5 s when not on a terminal.
+Reads    nothing but the generators of `domains/`.
+Writes   the topics of the domain (created when missing), key = the stream's key field, value = one JSON object in UTF-8; or a
+         file: csv (UTF-8 with BOM, no formulas), json (one array), jsonl (one event a line).
+Keeps    nothing.
+Promises idempotent, acks=all, so an event is once in the log and in order within its key, or it is reported as failed
+         (whether the log has it is then unknown). Counts are acknowledgements. Each event was checked against the schema, except
+         those broken on purpose. With --seed and --start the same events come out, byte for byte.
+Shows    /metrics and /health on :8082; a progress line each second, or every 5 s when not on a terminal.
+Exit     0 all was sent, or SIGINT and SIGTERM stopped it and what was under way was flushed within SEND_TIMEOUT_SEC; 1 events
+         were not acknowledged; 2 a wrong setting or file; 75 start again (Kafka is away).
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import dataclasses
-import functools
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from pathlib import Path
+from functools import partial
 from random import Random, SystemRandom
-from typing import Any, NamedTuple
 
-import msgspec
 from kafka import KafkaProducer
 from kafka.errors import KafkaError
-from kafka.partitioner.default import murmur2
 
 import domains
-from engine import kafka, settings
-from engine.domain import DeclarationError, Domain, Stream
-from engine.observe import Stop, exit_codes
-from engine.sends import FILE_FORMATS, FileSink, Tally, report_progress, serve_metrics
-from engine.settings import Settings, SettingsError
-from engine.validate import BREAKAGES, checker
-
-RECENT = 1_000  # a duplicate repeats one of the last good events: never farther back than any W
-UNACKNOWLEDGED = 20_000  # back-pressure: kafka-python itself would buffer without end
-LATE_MS, FUTURE_MS = (0, 3 * 86_400_000), (3_600_000, 24 * 3_600_000)
+from engine.domain import DeclarationError, Stream
+from engine.produce.messages import Message, event_clock, mix, shares
+from engine.produce.sender import Sender
+from engine.produce.sends import FILE_FORMATS, FileSink, Tally, report_progress, serve_metrics
+from engine.runtime import kafka, settings
+from engine.runtime.observe import Stop, exit_codes
+from engine.runtime.settings import Settings, SettingsError
 
 FLAGS: dict[str, str | tuple[str, ...]] = {
     "domain": (),
@@ -60,15 +51,6 @@ FLAGS: dict[str, str | tuple[str, ...]] = {
     "send_timeout_sec": (),
     "producer_metrics_port": "--metrics-port",
 }
-
-
-class Message(NamedTuple):
-    """What is sent; `event` is what `value` said before it was broken, if it was."""
-
-    stream: Stream
-    key: bytes
-    value: bytes
-    event: dict[str, Any]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -97,12 +79,6 @@ def main(argv: list[str] | None = None) -> int:
     return 1 if tally.any_failed else 0
 
 
-def shares(domain: Domain) -> list[Stream]:
-    """The streams of a domain, weighted so that every domain gets as many events as another."""
-    total = sum(stream.weight for stream in domain.streams)
-    return [dataclasses.replace(stream, weight=stream.weight / total) for stream in domain.streams]
-
-
 def run(
     messages: Iterator[Message], send: Callable[[Message], None], tally: Tally, stop: Stop, rate: float, limit: int
 ) -> None:
@@ -122,60 +98,6 @@ def run(
         send(message)
         if number == limit:
             return
-
-
-def mix(streams: list[Stream], chosen: Settings, rng: Random, clock: Callable[[int], int]) -> Iterator[Message]:
-    """Endless messages: topics by weight; duplicate, late, future and broken ones in their shares, the others good."""
-    makers = {
-        stream.topic: (stream, stream.generator(rng, stream.options), checker(stream))
-        for stream in streams
-        if stream.generator is not None
-    }
-    total = sum(stream.weight for stream in streams)
-    pool = [
-        makers[s.topic] for s in streams if s.topic in makers for _ in range(max(1, round(2048 * s.weight / total)))
-    ]
-    until_duplicate = chosen.duplicate_share
-    until_late = until_duplicate + chosen.late_share
-    until_future = until_late + chosen.future_share
-    until_broken = until_future + chosen.broken_share
-    encode = msgspec.json.Encoder().encode
-    breakages = tuple(BREAKAGES.values())
-    recent: deque[Message] = deque(maxlen=min(RECENT, *(stream.duplicate_window for stream in streams)))
-    random, size = rng.random, len(pool)
-    number = 0
-    while True:
-        kind = random()
-        stream, make, check = pool[int(random() * size)]
-        now_ms = clock(number)
-        number += 1
-        if kind < until_duplicate and recent:
-            yield recent[int(random() * len(recent))]
-            continue
-        if until_duplicate <= kind < until_late:
-            now_ms -= rng.randint(*LATE_MS)
-        elif until_late <= kind < until_future:
-            now_ms += rng.randint(*FUTURE_MS)
-        event = make(now_ms)
-        if event is None:
-            continue
-        value = encode(event)
-        check(value)
-        message = Message(stream, str(event[stream.key]).encode(), value, event)
-        if until_future <= kind < until_broken:
-            yield message._replace(value=rng.choice(breakages)(stream, event, value, rng))
-        else:
-            recent.append(message)
-            yield message
-
-
-def event_clock(start: datetime | None, rate: float, simulated: bool) -> Callable[[int], int]:
-    """Event number → event time in ms: the wall clock, or steps of 1/rate (1 ms at full speed) from `start`."""
-    if start is None and not simulated:
-        return lambda _: time.time_ns() // 1_000_000
-    first_ms = int((start or datetime.now(UTC)).timestamp() * 1000)
-    step_ms = 1000 / rate if rate else 1.0
-    return lambda number: first_ms + int(number * step_ms)
 
 
 def connect(chosen: Settings) -> KafkaProducer:
@@ -200,77 +122,14 @@ def connect(chosen: Settings) -> KafkaProducer:
         raise kafka.KafkaUnreachable(f"Kafka does not answer at {chosen.kafka_bootstrap_servers}: {error}") from None
 
 
-def abandon(producer: KafkaProducer) -> None:
-    """Close a client and fail what it still holds; its own close() raises and stays open while answers are missing."""
-    producer._sender.force_close()
-    producer._sender.join(5)
-    with contextlib.suppress(KafkaError):
-        producer.close(timeout=1)
-
-
 def to_kafka(
     args: argparse.Namespace, chosen: Settings, streams: list[Stream], tally: Tally, stop: Stop
 ) -> tuple[Callable[[Message], None], Callable[[], None]]:
     """Connect, and return how to send one message and how to flush and close."""
     kafka.ensure_topics(chosen, streams)
-    producer = connect(chosen)
-    partitions = {stream.topic: len(producer.partitions_for(stream.topic)) for stream in streams}
+    sender = Sender(partial(connect, chosen), streams, tally, stop, chosen.send_timeout_sec, args.journal)
     serve_metrics(tally, chosen.metrics_host, chosen.producer_metrics_port)
-    journal = Path(args.journal).open("a", encoding="utf-8", buffering=1) if args.journal else None  # noqa: SIM115
-    patience = 1.5 * chosen.send_timeout_sec + 5
-    finished, moved, look_at = 0, time.monotonic(), 0.0
-
-    def note(event: dict[str, Any], unique: tuple[str, ...], record: Any) -> None:
-        tally.ack(record)
-        event_id = "|".join(str(event[name]) for name in unique)
-        line = {"topic": record.topic, "partition": record.partition, "offset": record.offset, "event_id": event_id}
-        journal.write(msgspec.json.encode(line).decode() + "\n")  # type: ignore[union-attr]
-
-    @functools.lru_cache(maxsize=100_000)
-    def partition_of(topic: str, key: bytes) -> int:
-        """What Kafka's default partitioner says; remembered, since murmur2 in Python is slow."""
-        return int(murmur2(key) & 0x7FFFFFFF) % partitions[topic]
-
-    def heal() -> None:
-        """Replace a client that neither acknowledges nor fails: kafka-python 3.0 may lose its producer id for good."""
-        nonlocal producer, finished, moved, look_at
-        now = look_at = time.monotonic()
-        look_at += 0.5
-        if tally.finished != finished or not tally.unfinished:
-            finished, moved = tally.finished, now
-        elif now - moved > patience:
-            print(f"producer: no answer for {now - moved:.0f} s; connecting anew", file=sys.stderr, flush=True)
-            abandon(producer)
-            producer, moved = connect(chosen), time.monotonic()
-
-    def send(message: Message) -> None:
-        topic, key = message.stream.topic, message.key
-        while tally.unfinished > UNACKNOWLEDGED and not stop:
-            time.sleep(0.002)
-            heal()
-        if time.monotonic() > look_at:
-            heal()
-        tally.handed[topic] += 1
-        acked = functools.partial(note, message.event, message.stream.unique) if journal else tally.ack
-        try:
-            future = producer.send(topic, message.value, key, partition=partition_of(topic, key))
-        except KafkaError as error:
-            tally.fail(topic, key, error)
-        else:
-            future.add_callback(acked)
-            future.add_errback(functools.partial(tally.fail, topic, key))
-
-    def close() -> None:
-        try:
-            producer.flush(timeout=chosen.send_timeout_sec)
-        except KafkaError as error:
-            print(f"producer: not everything was flushed in {chosen.send_timeout_sec:g} s: {error}", file=sys.stderr)
-        abandon(producer)
-        tally.give_up()
-        if journal:
-            journal.close()
-
-    return send, close
+    return sender.send, sender.close
 
 
 def to_file(

@@ -1,13 +1,15 @@
 """Serving layer: batch version ⊕ the epochs after its horizon, over HTTP, with what each answer knows of itself.
 
-Run:     python serving_layer.py --domain learning
-Reads:   HDFS /data/batch_views/_versions and _served, /data/speed_views, the raw and typed logs; Kafka's end offsets.
-         With SERVING_STORE=cassandra versions and epochs come from there, where `engine.materialise` puts them.
-Writes:  nothing.
-Promise: one answer is made of one snapshot; coverage never goes back, except by a recorded rollback; an answer says
-         up to which offset it is true (`as_of`), whether anything below is missing, and how old it is.
+    python serving_layer.py --domain learning
 
-Exit codes: 0 after SIGTERM (requests in flight get 10 s), 2 a wrong setting or a busy port, 75 start again.
+Reads    HDFS /data/batch_views/_versions and _served, /data/speed_views, the raw and typed logs; Kafka's end offsets.
+         With SERVING_STORE=cassandra versions and epochs come from there, where `engine.materialise` puts them.
+Writes   nothing.
+Keeps    nothing.
+Promises one answer is made of one snapshot; coverage never goes back, except by a recorded rollback; an answer says up to
+         which offset it is true (`as_of`), whether anything below is missing, and how old it is.
+Shows    the dashboard, the interface, /metrics and /health on SERVING_PORT.
+Exit     0 after SIGTERM (requests in flight get 10 s); 2 a wrong setting or a busy port; 75 start again.
 """
 
 from __future__ import annotations
@@ -32,17 +34,16 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.gzip import DEFAULT_EXCLUDED_CONTENT_TYPES, GZipMiddleware
 
 import domains
-from engine import answers, openapi
-from engine.cassandra import SERVING_RETRY_SECONDS, Cassandra
 from engine.domain import DeclarationError
-from engine.hdfs import Hdfs
-from engine.notation import encode
-from engine.observe import StartAgain, exit_codes, start_logging
-from engine.openapi import Route
-from engine.parameters import BadQuery
-from engine.reply import MEDIA, HeadAsGet, Problem
-from engine.service import Service
-from engine.settings import Settings, SettingsError, add_flags, environment, from_args
+from engine.runtime.notation import BadQuery, encode
+from engine.runtime.observe import StartAgain, exit_codes, start_logging
+from engine.runtime.settings import Settings, SettingsError, add_flags, environment, from_args
+from engine.serving import answers, openapi
+from engine.serving.cassandra import SERVING_RETRY_SECONDS, Cassandra
+from engine.serving.openapi import Route
+from engine.serving.reply import MEDIA, HeadAsGet, Problem
+from engine.serving.service import Service
+from engine.storage.hdfs import Hdfs
 
 WEB = Path(__file__).parent / "web"
 DRAIN_SECONDS = 10.0

@@ -28,23 +28,24 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 import domains
-from engine import chain as chain_of
-from engine import fold, kafka, metrics, observe, versions
-from engine.checkpoints import Checkpoint
-from engine.commit import OffsetGap
-from engine.continuity import DataExpired, LogReplaced
-from engine.decode import decode_domain, decoded_columns
 from engine.domain import FRESH_ROWS, DeclarationError, Domain
-from engine.hdfs import Hdfs, HdfsUnavailable
-from engine.log import MasterWentBack
-from engine.measures import stored_ddl
-from engine.mirror import Reading
-from engine.progress import Progress
-from engine.quality import judged
-from engine.session import file_writer, spark_session
-from engine.settings import Settings, SettingsError, add_flags, environment, from_args
-from engine.speed import NewChain, NextEpoch, SpeedLog
-from engine.versions import VersionUnknown
+from engine.fold import spark_fold as fold
+from engine.fold.decode import decode_domain, decoded_columns
+from engine.fold.measures import stored_ddl
+from engine.fold.quality import judged
+from engine.runtime import kafka, metrics, observe
+from engine.runtime.progress import Progress
+from engine.runtime.session import file_writer, spark_session
+from engine.runtime.settings import Settings, SettingsError, add_flags, environment, from_args
+from engine.speed.chain_log import NewChain, NextEpoch, SpeedLog
+from engine.storage import chain as chain_of
+from engine.storage import versions
+from engine.storage.checkpoints import Checkpoint, Reading
+from engine.storage.commit import OffsetGap
+from engine.storage.continuity import DataExpired, LogReplaced
+from engine.storage.hdfs import Hdfs, HdfsUnavailable
+from engine.storage.log import MasterWentBack
+from engine.storage.versions import VersionUnknown
 
 CHECKPOINTS = "/checkpoints/speed"
 # A domain with a fault is left out, and tried again after so long, while the others go on.

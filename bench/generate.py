@@ -24,8 +24,8 @@ from faker import Faker
 
 import domains
 from engine.domain import Maker, Stream, decimal_of
-from engine.settings import environment
-from engine.validate import checker
+from engine.produce.validate import checker
+from engine.runtime.settings import environment
 
 ROUNDS = 3
 

@@ -15,14 +15,14 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections import deque
 from pathlib import Path
 from typing import Any
 
 import domains
-from engine import kafka
-from engine.settings import environment, load
+from engine.runtime import kafka
+from engine.runtime.settings import environment, load
+from stack.probes import LOOPBACK
 
 ROOT = Path(__file__).resolve().parent.parent
 WARM_UP_SECONDS = 5.0
@@ -31,7 +31,7 @@ Ends = dict[tuple[str, str], int]
 
 def covered(url: str, view: str) -> Ends:
     """Coverage of an answer: (topic, partition) → offset of the newest log, exclusive."""
-    with urllib.request.urlopen(f"{url}/v1/views/{view}?limit=1", timeout=10) as answer:
+    with LOOPBACK.open(f"{url}/v1/views/{view}?limit=1", timeout=10) as answer:
         coverage: dict[str, Any] = json.load(answer)["as_of"]["coverage"]
     return {(topic, p): end for topic, logs in coverage.items() for by in logs.values() for p, end in by.items()}
 

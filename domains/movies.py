@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from engine.domain import DeclarationError, Domain, Maker, Report, Stream, View, count, distinct, last
 
@@ -116,10 +117,16 @@ def read_titles(basics: str, ratings: str) -> list[Title]:
     return titles
 
 
+def _open_url(url: str) -> Any:
+    direct = urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")  # no proxy can see our loopback
+    proxies = (urllib.request.ProxyHandler({}),) if direct else ()
+    return urllib.request.build_opener(*proxies).open(url, timeout=60)
+
+
 def _rows(option: str, place: str, columns: tuple[str, ...], read: Counter[str]) -> Iterator[list[str] | None]:
     """Yield the fields of each row, None where a row is shifted or cut off, and count the rows."""
     try:
-        opened = urllib.request.urlopen(place, timeout=60) if "://" in place else Path(place).open("rb")  # noqa: SIM115
+        opened = _open_url(place) if "://" in place else Path(place).open("rb")  # noqa: SIM115
         with opened as file:
             plain = gzip.GzipFile(fileobj=file) if file.peek(2)[:2] == b"\x1f\x8b" else file
             lines = io.TextIOWrapper(plain, "utf-8-sig", newline="\n")

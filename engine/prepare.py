@@ -16,12 +16,12 @@ from dataclasses import dataclass
 import structlog
 
 import domains
-from engine import kafka
 from engine.domain import DeclarationError
-from engine.hdfs import Hdfs, HdfsUnavailable
-from engine.log import EVENTS, MASTER, STAGING
-from engine.observe import exit_codes, start_logging
-from engine.settings import SettingsError, add_flags, environment, from_args
+from engine.runtime import kafka
+from engine.runtime.observe import exit_codes, start_logging
+from engine.runtime.settings import SettingsError, add_flags, environment, from_args
+from engine.storage.hdfs import Hdfs, HdfsUnavailable
+from engine.storage.log import EVENTS, MASTER, STAGING
 
 SUPERUSER = "hadoop"
 

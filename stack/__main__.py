@@ -2,6 +2,7 @@
 
 python -m stack up          start ZooKeeper, Kafka, HDFS and Spark (--with cassandra: that, too); start again what died
 python -m stack status      one line per service, and per layer that make demo started; exit 1 unless all is well
+python -m stack health      has the serving layer something right to say? Prints its reasons; exit 1 if not
 python -m stack env         lines for a shell: eval "$(python -m stack env)"
 python -m stack down        stop all; data stays
 python -m stack jars        fetch what is missing in lib/, verify all of it
@@ -19,14 +20,16 @@ import os
 import shlex
 import sys
 import time
+import urllib.error
 from collections.abc import Sequence
 from pathlib import Path
 
 from stack import jars, layers, lifecycle, monitoring
 from stack.config import spark_home
 from stack.layers import LAYERS, log_file
+from stack.probes import LOOPBACK
 from stack.process import tail
-from stack.services import environment, services
+from stack.services import environment, inherited, left_over, services
 from stack.settings import Settings, StackError, load
 
 
@@ -71,7 +74,23 @@ def _status(settings: Settings, args: argparse.Namespace) -> int:
     return 1 if any(wrong for *_, wrong in (*found, *layers_found)) else 0
 
 
+def _health(settings: Settings, args: argparse.Namespace) -> int:
+    url = f"http://127.0.0.1:{settings.layer_ports['SERVING_PORT']}/health/ready"
+    try:
+        with LOOPBACK.open(url, timeout=10) as answer:
+            _say(answer.read().decode())
+    except urllib.error.HTTPError as error:
+        _say(error.read().decode("utf-8", "replace"))
+        return 1
+    except OSError as error:
+        _say(f"serving: no answer from {url} ({error}); see: python -m stack status")
+        return 1
+    return 0
+
+
 def _env(settings: Settings, args: argparse.Namespace) -> int:
+    if names := left_over():
+        _say(f"unset {' '.join(names)}")
     for name, value in environment(settings).items():
         _say(f"export {name}={shlex.quote(value)}")
     return 0
@@ -113,7 +132,7 @@ def _tail(settings: Settings, args: argparse.Namespace) -> int:
 def _shell(settings: Settings, args: argparse.Namespace) -> int:
     own = {**environment(settings), "PYTHONSTARTUP": str(settings.root / "stack" / "shell.py")}
     home = spark_home()
-    os.execve(home / "bin" / "pyspark", ["pyspark", "--master", own["SPARK_MASTER"]], {**os.environ, **own})
+    os.execve(home / "bin" / "pyspark", ["pyspark", "--master", own["SPARK_MASTER"]], {**inherited(), **own})
 
 
 def _doctor(settings: Settings, args: argparse.Namespace) -> int:
@@ -188,6 +207,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, run, text in (
         ("down", _down, "stop all services; data stays"),
         ("status", _status, "one line per service and layer; exit 1 unless all answer"),
+        ("health", _health, "what the serving layer says of itself; exit 1 unless it is ready"),
         ("shell", _shell, "PySpark with the connector, HDFS and the master dataset ready"),
         ("monitor", _monitor, "run the installed Prometheus on this stack's addresses"),
         ("env", _env, "print export lines for clients"),

@@ -14,10 +14,10 @@ import subprocess
 import sys
 import time
 import urllib.error
-import urllib.request
 from typing import Any
 
 from stack import layers, lifecycle
+from stack.probes import LOOPBACK
 from stack.services import SERVICES
 from stack.settings import ROOT, Settings, StackError, load
 
@@ -25,7 +25,6 @@ SHARES = ("--duplicates", "0.02", "--late", "0.01", "--broken", "0.005", "--futu
 INGEST_EVERY = "5 seconds"
 BATCH_EVERY = "10m"
 DEADLINE = 240.0
-_LOOPBACK = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever proxy the shell names
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -39,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
         return run(args)
     except StackError as error:
         print(error, file=sys.stderr)
-        return 1
+        return 2
     except KeyboardInterrupt:
         print("\ninterrupted; what runs keeps running: make status, make down", file=sys.stderr)
         return 130
@@ -121,7 +120,7 @@ def behind(ledger: dict[str, Any], layer: str) -> float:
 def get(url: str) -> dict[str, Any]:
     """Return a JSON answer, or {} while nobody answers."""
     try:
-        with _LOOPBACK.open(url, timeout=10) as answer:
+        with LOOPBACK.open(url, timeout=10) as answer:
             return dict(json.load(answer))
     except (urllib.error.URLError, OSError, ValueError):
         return {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from stack import clusters, jars, lifecycle, ports, probes, process
 from stack.java import JavaError, find_java
-from stack.services import DATANODE, KAFKA, NAMENODE, ZOOKEEPER, Service, services
+from stack.services import DATANODE, KAFKA, NAMENODE, ZOOKEEPER, Service, left_over, services
 from stack.settings import Settings
 
 OLDEST_PYTHON = (3, 11)
@@ -34,6 +35,9 @@ def examine(settings: Settings) -> list[Finding]:
     checks: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
         check_java,
         check_python,
+        check_driver,
+        check_paths,
+        check_left_over,
         check_jars,
         check_ports,
         check_memory,
@@ -61,6 +65,28 @@ def check_python(settings: Settings, version: tuple[int, ...] = sys.version_info
     if version < OLDEST_PYTHON:
         found = ".".join(map(str, version))
         yield Finding("Python: too old", f"{sys.executable} is {found}, needed is 3.11", "make setup PYTHON=python3.11")
+
+
+def check_driver(settings: Settings) -> Iterator[Finding]:
+    """Whoever has Cassandra in the stack has its driver."""
+    if reason := lifecycle.driver_missing(settings):
+        what, _, fix = reason.partition("; run: ")
+        yield Finding(what, f"no package cassandra for {sys.executable}", fix)
+
+
+def check_paths(settings: Settings) -> Iterator[Finding]:
+    """Java can work in the folders of the stack."""
+    if reason := lifecycle.path_refused(settings):
+        evidence, _, fix = reason.rpartition("; ")
+        yield Finding("folders: not for Java", evidence, fix.removeprefix("run: "))
+
+
+def check_left_over(settings: Settings) -> Iterator[Finding]:
+    """A script that is started by hand finds the installed Spark."""
+    python = os.environ.get("PYSPARK_PYTHON", settings.python)
+    for name in [*left_over(), *(["PYSPARK_PYTHON"] if python != settings.python else [])]:
+        evidence = f"{name}={os.environ[name]}; spark-submit, and a script started by hand, would follow it"
+        yield Finding(f"environment: {name} is of another system", evidence, f"unset {name}")
 
 
 def check_jars(settings: Settings) -> Iterator[Finding]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from stack import process
-from stack.services import environment
+from stack.services import environment, inherited
 from stack.settings import ROOT, Settings
 from stack.supervise import FAULT
 
@@ -37,7 +36,7 @@ def state_file(settings: Settings, name: str) -> Path:
 
 def client_environment(settings: Settings, more: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return the environment in which the scripts find this stack."""
-    return {**os.environ, **environment(settings), "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **(more or {})}
+    return {**inherited(), **environment(settings), "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **(more or {})}
 
 
 def start(settings: Settings, name: str, arguments: Sequence[str] = (), more: Mapping[str, str] | None = None) -> int:

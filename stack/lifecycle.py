@@ -7,6 +7,8 @@ NameNode → DataNode, Spark master → worker) start side by side. One command 
 from __future__ import annotations
 
 import fcntl
+import importlib.util
+import locale
 import shutil
 import subprocess
 import threading
@@ -35,6 +37,7 @@ DEADLINE = 90.0  # seconds for one service to answer, on a slow and busy machine
 KAFKA_RETRY = 30.0  # seconds in which ZooKeeper surely forgets a broker that was killed
 PATIENCE = 20.0  # seconds to end after SIGTERM
 HDFS_FOLDERS = ("/data", "/checkpoints")
+INSTALL_DRIVER = "python -m pip install --require-hashes -r requirements-cassandra.lock"
 
 Say = Callable[[str], None]
 
@@ -52,6 +55,8 @@ def up(settings: Settings, *, free: bool = False, say: Say = print) -> Settings:
     began = time.monotonic()
     say_one = _one_at_a_time(say)
     find_java()
+    if reason := driver_missing(settings) or path_refused(settings):
+        raise StackError(reason)
     if jars.ensure(settings.root, jars_of(settings)):
         say(f"{'jars':<13} fetched and verified after {time.monotonic() - began:.1f} s")
     with _alone(settings):
@@ -118,6 +123,23 @@ def status(settings: Settings) -> list[tuple[Service, int | None, str]]:
 def jars_of(settings: Settings) -> tuple[str, ...]:
     """The sets of jars that this stack needs."""
     return (*jars.CONFS, *(jars.OPTIONAL_CONFS if settings.cassandra else ()))
+
+
+def driver_missing(settings: Settings) -> str:
+    """Return "" unless Cassandra belongs to this stack and its driver, which not everybody needs, is not installed."""
+    if not settings.cassandra or importlib.util.find_spec("cassandra"):
+        return ""
+    return f"Cassandra: its driver is not installed; run: {INSTALL_DRIVER}"
+
+
+def path_refused(settings: Settings) -> str:
+    """Return "" unless Java, or Spark's and Hadoop's scripts and options, could not work in these folders."""
+    for path in map(str, (settings.root, settings.var)):
+        if any(letter.isspace() for letter in path):
+            return f"{path!r}: has a space, at which options of Spark and Java end; move it, or set HIGHWATER_VAR to a folder without"
+        if not path.isascii() and locale.getencoding().lower() != "utf-8":
+            return f"{path!r}: Java cannot open it in this locale ({locale.getencoding()}); run: export LC_ALL=C.UTF-8"
+    return ""
 
 
 def complaints(said: str) -> list[str]:

@@ -18,6 +18,7 @@ from typing import Any
 from stack.settings import HOST, USER, Settings
 
 PATIENCE = 3.0  # seconds for one request
+LOOPBACK = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever proxy the shell names
 
 
 def zookeeper(settings: Settings) -> str:
@@ -175,8 +176,7 @@ def _four_letters(settings: Settings, word: bytes) -> bytes:
 
 
 def _json(port: int, path: str) -> Any:
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy cannot see our loopback
-    with opener.open(f"http://{HOST}:{port}{path}", timeout=PATIENCE) as answer:
+    with LOOPBACK.open(f"http://{HOST}:{port}{path}", timeout=PATIENCE) as answer:
         return json.load(answer)
 
 

@@ -2,8 +2,8 @@
 
     python -m stack.sbom [FILE]        sbom.json by default
 
-Packages are those of requirements.lock; what requirements-notebook.lock adds has the scope "optional", what only
-requirements-dev.lock brings "excluded". The jars are those of stack/jars.lock, with its SHA-256. Licences of packages come
+Packages are those of requirements.lock; what requirements-notebook.lock and requirements-cassandra.lock add has the scope
+"optional", what only requirements-dev.lock brings "excluded". The jars are those of stack/jars.lock, with its SHA-256. Licences of packages come
 from their own metadata.
 """
 
@@ -151,14 +151,16 @@ def bill(environment: dict[str, Any]) -> dict[str, Any]:
     Raises:
         StackError: a jar or a package without a known licence, or a package of the product that is not installed.
     """
-    names = ("requirements.lock", "requirements-notebook.lock", "requirements-dev.lock")
-    runtime, notebook, everything = (locked(ROOT / name) for name in names)
+    names = ("requirements.lock", "requirements-notebook.lock", "requirements-cassandra.lock", "requirements-dev.lock")
+    runtime, notebook, cassandra, everything = (locked(ROOT / name) for name in names)
     packages = []
     for component in environment["components"]:
         name = normal(component["name"])
         if everything.get(name) != component["version"]:
             continue
-        component["scope"] = "required" if name in runtime else "optional" if name in notebook else "excluded"
+        component["scope"] = (
+            "required" if name in runtime else "optional" if name in notebook | cassandra else "excluded"
+        )
         if not component.get("licenses"):
             if name not in PACKAGES:
                 raise StackError(f"{name}: its metadata names no licence; add it to PACKAGES in stack/sbom.py")

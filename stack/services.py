@@ -64,6 +64,17 @@ CASSANDRA = Service(
 )
 
 SERVICES = (ZOOKEEPER, KAFKA, NAMENODE, DATANODE, MASTER, WORKER)
+# Names of the shell that would lead a client of this stack to another Spark, Hadoop or Python.
+LEFT_OVER = (
+    "SPARK_HOME",
+    "SPARK_DIST_CLASSPATH",
+    "PYSPARK_DRIVER_PYTHON",
+    "PYSPARK_DRIVER_PYTHON_OPTS",
+    "PYSPARK_SUBMIT_ARGS",
+    "HADOOP_HOME",
+    "HADOOP_CONF_DIR",
+    "YARN_CONF_DIR",
+)
 # For servers that only keep books: a quick start and few threads count more than peak speed.
 SMALL_JVM = "-XX:+UseSerialGC -XX:TieredStopAtLevel=1"
 # Inside a chain the later needs the earlier; the chains know nothing of each other.
@@ -140,6 +151,16 @@ def service_environment(service: Service, settings: Settings) -> dict[str, str]:
             "SPARK_NO_DAEMONIZE": "1",
         }
     )
+
+
+def left_over() -> list[str]:
+    """Return the names of another Spark or Hadoop that are set in the environment."""
+    return [name for name in LEFT_OVER if os.environ.get(name)]
+
+
+def inherited() -> dict[str, str]:
+    """Return the environment without what leads elsewhere; what `environment` gives comes on top."""
+    return {name: value for name, value in os.environ.items() if name not in LEFT_OVER}
 
 
 def environment(settings: Settings | None = None) -> dict[str, str]:

@@ -1,4 +1,5 @@
-"""Where does this stack live, and on which ports? The only reader of the environment in this package.
+"""Where does this stack live, and on which ports? The only reader of the environment in this package; `.env` is read by
+`engine.runtime.envfile`, as for the scripts.
 
 A port comes from the ports saved by a running stack (`var/run/ports.json`), else the environment, else `.env`, else
 the default. The saved ones win because they are what the processes really listen on.
@@ -7,7 +8,6 @@ the default. The saved ones win because they are what the processes really liste
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
 import socket
@@ -19,8 +19,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from engine.runtime import envfile
+from engine.runtime.envfile import ENV_FILE
+
 ROOT = Path(__file__).resolve().parent.parent
-ENV_FILE = Path(os.environ.get("HIGHWATER_ENV_FILE") or ROOT / ".env")
 HOST = "127.0.0.1"
 USER = "hadoop"  # of every process and client: another user may not create a folder under / of HDFS
 
@@ -43,7 +45,7 @@ PORTS: Mapping[str, int] = MappingProxyType(
         "CASSANDRA_INTERNODE_PORT": 7000,
     }
 )
-# Of the scripts, which read them themselves (engine/settings.py): what Prometheus asks. 0 = off.
+# Of the scripts, which read them themselves (engine/runtime/settings.py): what Prometheus asks. 0 = off.
 LAYER_PORTS: Mapping[str, int] = MappingProxyType(
     {
         "SERVING_PORT": 8000,
@@ -132,7 +134,10 @@ def load(environ: Mapping[str, str] | None = None, env_file: Path = ENV_FILE, sa
     Raises:
         StackError: one line with the setting, its value and what is allowed.
     """
-    values = {**_env_lines(env_file), **{k: v for k, v in (os.environ if environ is None else environ).items() if v}}
+    try:
+        values = envfile.given(env_file, environ)
+    except envfile.SettingsError as error:
+        raise StackError(str(error)) from None
     var = Path(values.get("HIGHWATER_VAR", "") or ROOT / "var")
     settings = Settings(
         var=(var if var.is_absolute() else ROOT / var).resolve(),
@@ -206,14 +211,6 @@ def _saved(settings: Settings) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     return saved
-
-
-def _env_lines(path: Path) -> dict[str, str]:
-    lines = path.read_text().splitlines() if path.is_file() else []
-    pairs = (
-        line.strip().removeprefix("export ").split("=", 1) for line in lines if re.match(r"\s*(export )?\w+=", line)
-    )
-    return {name: value.strip().strip("\"'") for name, value in pairs if value.strip()}
 
 
 def _port(name: str, text: str, lowest: int = 1) -> int:

@@ -25,7 +25,7 @@ def forget_surroundings() -> None:
     """
     os.environ["HIGHWATER_ENV_FILE"] = os.devnull  # read where the settings are imported, below
     from domains import DOMAINS
-    from engine.settings import SETTINGS
+    from engine.runtime.settings import SETTINGS
     from stack.settings import LAYER_PORTS, PORTS
 
     ours = {setting.name for setting in SETTINGS} | {name for domain in DOMAINS for name in domain.settings}
@@ -45,8 +45,8 @@ forget_surroundings()
 @pytest.fixture(scope="session")
 def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
     """A Spark without any service, set up like the layers' own."""
-    from engine import settings
-    from engine.session import spark_session
+    from engine.runtime import settings
+    from engine.runtime.session import spark_session
 
     os.environ["SPARK_LOCAL_IP"] = "127.0.0.1"
     os.environ["SPARK_CONF_DIR"] = str(ROOT / "conf")

@@ -27,7 +27,7 @@ def test_one_run_of_the_batch_layer(compose: Compose) -> None:
 def test_each_layer_may_write_only_what_it_owns(compose: Compose) -> None:
     code = """
 import sys
-from engine.hdfs import Hdfs
+from engine.storage.hdfs import Hdfs
 fs = Hdfs("hdfs://namenode:9000", sys.argv[1])
 for path in sys.argv[2:]:
     try:
@@ -51,7 +51,7 @@ for path in sys.argv[2:]:
 
 
 def test_host_and_containers_agree(compose: Compose, tmp_path: Path) -> None:
-    """README.md: with one line in the hosts file, the scripts run on the host against the containers."""
+    """docs/containers.md: with one line in the hosts file, the scripts run on the host against the containers."""
     if os.geteuid():
         pytest.skip("SKIPPED: only root may give a process another hosts file")
     hosts = tmp_path / "hosts"

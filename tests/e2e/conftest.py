@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from engine.hdfs import Hdfs
-from engine.observe import STOP_SECONDS
+from engine.runtime.observe import STOP_SECONDS
+from engine.storage.hdfs import Hdfs
 from stack.demo import behind
 from stack.settings import free_ports
 from tests.conftest import Stack
@@ -33,7 +33,7 @@ SCRIPTS = {"ingest": "ingest_layer.py", "stream": "stream_layer.py", "serving": 
 PAUSES = {"TRIGGER_INTERVAL": "8s", "STREAM_TRIGGER_INTERVAL": "8s"}
 COPIED = (
     "*.py",
-    "engine/*.py",
+    "engine/**/*.py",
     "domains/*.py",
     "stack/*",
     "conf/*",

@@ -16,9 +16,8 @@ from typing import Any
 import pytest
 
 from domains import DOMAINS
-from engine import domain as declarations
-from engine.domain import DeclarationError, Domain, Report, Stream, View
-from engine.measures import all_parts
+from engine.domain import DeclarationError, Domain, Report, Stream, View, declarations
+from engine.fold.measures import all_parts
 from tests.conftest import Stack
 from tests.e2e.conftest import ROOT, SHARES, Pipeline, copy_repository
 
@@ -34,13 +33,19 @@ def blocks(kind: str) -> list[str]:
 
 def lines(start: str) -> list[str]:
     """Commands of the guide that begin like this."""
-    return [line for block in blocks("sh") for line in block.splitlines() if line.startswith(start)]
+    whole = (block.replace("\\\n", " ") for block in blocks("sh"))
+    return [line for block in whole for line in block.splitlines() if line.startswith(start)]
 
 
 def rows(heading: str) -> list[list[str]]:
-    """Cells of the table under these headings, each without the code marks around it."""
+    """Cells of the table under these headings."""
     table = GUIDE.partition(f"| {heading} |\n")[2].partition("\n\n")[0].splitlines()[1:]
     return [[cell.strip() for cell in row.strip("|").split(" | ")] for row in table]
+
+
+def unfolded(text: str) -> str:
+    """A text whose folded lines, those that begin with spaces, stand with the line before again."""
+    return re.sub(r"\n +", " ", text)
 
 
 def code(cell: str) -> str:
@@ -73,7 +78,7 @@ def test_every_field_of_a_declaration_is_explained() -> None:
     for kind in (Domain, Stream, View, Report):
         section = GUIDE.partition(f"\n`{kind.__name__}`, ")[2] or GUIDE.partition(f"\n`{kind.__name__}`: ")[2]
         for field in dataclasses.fields(kind):
-            place = "| `{}` |" if kind is not Domain else "`{}`"
+            place = "\n- `{}`: " if kind is not Domain else "`{}`"
             if not field.compare:
                 continue  # it travels with a stored definition; nobody declares it
             assert place.format(field.name) in section.partition("\n#")[0], f"{kind.__name__}.{field.name}"
@@ -92,12 +97,15 @@ def test_the_table_of_measures_names_each_of_them_and_what_it_stores() -> None:
     assert kinds == set(declarations.MEASURE_KINDS)
 
 
-MISTAKES = rows("instead of | written | says")
+# What stands there, what is written instead, and what is said then.
+MISTAKES = [
+    (right, wrong, unfolded(said).strip())
+    for right, wrong, said in re.findall(r"^(.+)  →  (.+)((?:\n    .+)+)", blocks("text")[0], re.M)
+]
 
 
-@pytest.mark.parametrize("row", MISTAKES, ids=lambda row: code(row[1]))
-def test_a_mistake_gets_the_sentence_that_the_guide_shows(row: list[str]) -> None:
-    right, wrong, said = map(code, row)
+@pytest.mark.parametrize(("right", "wrong", "said"), MISTAKES, ids=[wrong for _, wrong, _ in MISTAKES])
+def test_a_mistake_gets_the_sentence_that_the_guide_shows(right: str, wrong: str, said: str) -> None:
     source = blocks("python")[0]
     assert right in source
     with pytest.raises(DeclarationError) as refused:
@@ -107,10 +115,11 @@ def test_a_mistake_gets_the_sentence_that_the_guide_shows(row: list[str]) -> Non
 
 def test_the_guide_s_tests_exist() -> None:
     sources = "".join((ROOT / "tests" / path).read_text(encoding="utf-8") for path in TESTS)
-    table = rows("mistake | test | says")
-    assert len(MISTAKES) > 8 and len(table) > 8
-    for _, test, _ in table:
-        assert f"def {code(test)}(" in sources
+    others = re.findall(r"^- .*", unfolded(GUIDE.partition("\nOthers the suite finds:\n")[2]), re.M)
+    assert len(MISTAKES) > 8 and len(others) > 8
+    for other in others:
+        (test,) = re.findall(r"`(test_\w+)`", other)
+        assert f"def {test}(" in sources
 
 
 # What the guide does ---------------------------------------------------------------------------------------------------
@@ -159,7 +168,7 @@ def test_the_contract_suite_covers_the_new_domain(copy: Path, began: float) -> N
 
 def test_the_producer_prints_the_events_of_the_guide(copy: Path) -> None:
     (line,) = lines(".venv/bin/python producer.py")
-    assert run(line, copy) == blocks("json")[0]
+    assert run(line, copy) == blocks("json")[0].replace("\n  ", "")
 
 
 def test_the_new_domain_gives_exact_answers(

@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from engine import kafka
-from engine.log import MASTER, LogReader, covers
-from engine.settings import load
+from engine.runtime import kafka
+from engine.runtime.settings import load
+from engine.storage.log import MASTER, LogReader, covers
 from tests.e2e.conftest import PATIENCE, ROOT, SHARES, Pipeline, Recorder
 
 TOPICS = ("auth_topic", "assessment_topic", "video_topic", "course_topic", "profile_topic")
@@ -163,8 +163,8 @@ def test_plain_readers_count_what_kafka_has(drilled: object, pipeline: Pipeline,
         duckdb.sql(f"SELECT count(*), count(value) FROM read_parquet('{root}/**/*.parquet')").fetchall()[0][0] == wanted
     )
     code = f"""
-from engine import settings
-from engine.session import spark_session
+from engine.runtime import settings
+from engine.runtime.session import spark_session
 url, root = "{settings.hdfs_url}", "{settings.hdfs_url}{MASTER}"
 spark = spark_session("plain", settings.load())
 print("rows", spark.read.option("basePath", root).parquet(*[url + folder for folder in {folders}]).count())
@@ -188,7 +188,7 @@ def test_incremental_full_and_retyped_versions_have_equal_rows(drilled: object, 
 
 def version_rows(pipeline: Pipeline) -> dict[str, list[str]]:
     """Rows of every view of the newest version, sketches left out, in a comparable order; with counts and digests."""
-    from engine import versions
+    from engine.storage import versions
 
     number = versions.numbers(pipeline.hdfs, "learning")[-1]
     manifest = versions.manifest(pipeline.hdfs, "learning", number)

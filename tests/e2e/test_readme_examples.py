@@ -1,4 +1,4 @@
-"""Every curl line of README.md, run as written against a serving layer with data."""
+"""Every curl and export line of README.md and docs/reference.md, run as written against a serving layer with data."""
 
 from __future__ import annotations
 
@@ -17,16 +17,18 @@ import pytest
 
 from tests.e2e.conftest import Pipeline
 
-README = Path(__file__).resolve().parents[2] / "README.md"
-BLOCKS = re.findall(r"^```sh\n(.*?)^```", README.read_text(encoding="utf-8"), re.M | re.S)
-EXPORTS = [line for block in BLOCKS for line in block.splitlines() if line.startswith("python -m engine.export ")]
-LINES = [line for block in BLOCKS for line in block.splitlines() if line.startswith("curl ")]
+ROOT = Path(__file__).resolve().parents[2]
+TEXTS = [(ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/reference.md")]
+BLOCKS = [block for text in TEXTS for block in re.findall(r"^```sh\n(.*?)^```", text, re.M | re.S)]
+COMMANDS = list(dict.fromkeys(line for block in BLOCKS for line in block.splitlines()))  # both may say the same
+EXPORTS = [line for line in COMMANDS if line.startswith("python -m engine.export ")]
+LINES = [line for line in COMMANDS if line.startswith("curl ")]
 
 pytestmark = pytest.mark.skipif(not shutil.which("curl"), reason="no curl on this machine")
 
 
 def test_there_are_examples() -> None:
-    assert len(LINES) > 10
+    assert len(LINES) > 15 and len(EXPORTS) > 5
 
 
 @pytest.mark.parametrize("line", LINES)

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from engine.log import covers
+from engine.storage.log import covers
 from stack import lifecycle, process
 from stack import settings as stack_settings
 from stack.services import CASSANDRA

@@ -17,8 +17,8 @@ import pytest
 from kafka import KafkaAdminClient, KafkaProducer
 
 import domains
-from engine import kafka
-from engine.settings import environment, load
+from engine.runtime import kafka
+from engine.runtime.settings import environment, load
 from stack import lifecycle, process
 from stack import settings as stack_settings
 from stack.java import find_java

@@ -15,15 +15,15 @@ from random import Random
 import pyarrow as pa
 import pytest
 
-from engine import store as stores
-from engine.cassandra import Cassandra, CassandraUnavailable
-from engine.materialise import Materialiser, Writer
-from engine.parameters import view_query
-from engine.query import fetch_rows, open_database
-from engine.replica import Replica
-from engine.settings import load
-from engine.snapshot import Loader, Snapshot
-from engine.store import Cell, Place
+from engine.runtime.settings import load
+from engine.serving import store as stores
+from engine.serving.cassandra import Cassandra, CassandraUnavailable
+from engine.serving.materialise import Materialiser, Writer
+from engine.serving.parameters import view_query
+from engine.serving.query import fetch_rows, open_database
+from engine.serving.replica import Replica
+from engine.serving.snapshot import Loader, Snapshot
+from engine.serving.store import Cell, Place
 from stack import lifecycle, process
 from stack import settings as stack_settings
 from stack.services import CASSANDRA

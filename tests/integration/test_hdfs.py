@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from engine.hdfs import Hdfs
+from engine.storage.hdfs import Hdfs
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What `engine.kafka` says about topics, ids, ranges and records, against real Kafka."""
+"""What `engine.runtime.kafka` says about topics, ids, ranges and records, against real Kafka."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import pytest
 from kafka import KafkaAdminClient, KafkaProducer
 from kafka.admin import ConfigResource, ConfigResourceType
 
-from engine import kafka
 from engine.domain import Stream
-from engine.rawlog import RawLog
-from engine.settings import Settings, load
+from engine.runtime import kafka
+from engine.runtime.settings import Settings, load
+from engine.verify.rawlog import RawLog
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ import pytest
 from kafka import KafkaConsumer, TopicPartition
 
 from domains.learning import LEARNING
-from engine import kafka
-from engine.settings import Settings, load
+from engine.runtime import kafka
+from engine.runtime.settings import Settings, load
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -24,37 +24,38 @@ import pyarrow.parquet as pq
 import batch_layer
 import ingest_layer
 import stream_layer
-from engine import (
-    build,
-    chain,
-    commit,
-    compact,
-    continuity,
-    derived,
-    epochs,
-    events,
-    log,
-    mirror,
-    snapshot,
-    speed,
-    versions,
-)
-from engine.commit import StartsAbove, TooSlow
-from engine.continuity import DataExpired, LogReplaced
+from engine.batch import build, events
+from engine.batch.events import RowsDiffer
 from engine.domain import Domain, Stream, View, count, sum_of
-from engine.duplicates import KeyWindow
-from engine.events import RowsDiffer
-from engine.hdfs import HdfsUnavailable
-from engine.log import MASTER, RAW_ARROW, LogReader, MasterWentBack, Partition, Partitions, Place, Position, Range
-from engine.measures import stored_schema
-from engine.mirror import Mirror, Reading
-from engine.observe import StartAgain
-from engine.query import open_database
-from engine.rawlog import Account, RawLog
-from engine.snapshot import Loader, Snapshot, summed
-from engine.speed import NewChain, SpeedLog
-from engine.versions import Manifest, VersionUnknown
-from engine.watch import Watch
+from engine.fold.duplicates import KeyWindow
+from engine.fold.measures import stored_schema
+from engine.ingest import mirror
+from engine.ingest.mirror import Mirror
+from engine.runtime.observe import StartAgain
+from engine.serving import epochs, snapshot
+from engine.serving.query import open_database
+from engine.serving.snapshot import Loader, Snapshot, summed
+from engine.serving.watch import Watch
+from engine.speed import chain_log as speed
+from engine.speed.chain_log import NewChain, SpeedLog
+from engine.storage import chain, commit, compact, continuity, derived, log, versions
+from engine.storage.checkpoints import Reading
+from engine.storage.commit import StartsAbove, TooSlow
+from engine.storage.continuity import DataExpired, LogReplaced
+from engine.storage.hdfs import HdfsUnavailable
+from engine.storage.log import (
+    MASTER,
+    RAW_ARROW,
+    LogReader,
+    MasterWentBack,
+    Partition,
+    Partitions,
+    Place,
+    Position,
+    Range,
+)
+from engine.storage.versions import Manifest, VersionUnknown
+from engine.verify.rawlog import Account, RawLog
 from tests.simulation.world import Hdfs, Kafka, LostAnswer, Process, World
 from tests.unit.memorykafka import DataLoss
 
@@ -635,7 +636,7 @@ def recounted(world: World, end: Mapping[str, Mapping[str, int]], there: Mapping
 
 
 class Client:
-    """What `engine.rawlog` asks of hdfs-native."""
+    """What `engine.verify.rawlog` asks of hdfs-native."""
 
     def __init__(self, world: World) -> None:
         self.fs = Hdfs(world)

@@ -12,9 +12,13 @@ from typing import Any
 
 import pytest
 
-from engine import build, chain, commit, compact, continuity, derived, events, log, mirror, snapshot, speed, versions
-from engine.log import Partition
-from engine.mirror import Mirror
+from engine.batch import build, events
+from engine.ingest import mirror
+from engine.ingest.mirror import Mirror
+from engine.serving import snapshot
+from engine.speed import chain_log as speed
+from engine.storage import chain, commit, compact, continuity, derived, log, versions
+from engine.storage.log import Partition
 from tests.simulation.schedule import CHUNK
 from tests.simulation.shrink import Case, outcome
 
@@ -75,7 +79,7 @@ def kafkas_ends_are_asked_before_the_heads(patch: pytest.MonkeyPatch) -> None:
         self.known = state
         self._begin(partitions, state)
         found = continuity.verdicts(self.fs, self.kafka, continuity.lineages(self.logs, partitions), state)
-        for topic, by in mirror.by_topic(found).items():
+        for topic, by in continuity.by_topic(found).items():
             mirror.check_continuity(topic, by, "sim")
 
     patch.setattr(Mirror, "prove", prove)

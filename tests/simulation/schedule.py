@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from engine import versions
-from engine.log import EVENTS, MASTER
-from engine.snapshot import Snapshot
+from engine.serving.snapshot import Snapshot
+from engine.storage import versions
+from engine.storage.log import EVENTS, MASTER
 from tests.simulation import layers
 from tests.simulation.layers import TOPIC, WINDOW, Serving, decoded
 from tests.simulation.world import Faults, Hdfs, Stuck, World, remove

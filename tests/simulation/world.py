@@ -21,8 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from greenlet import getcurrent, greenlet
 
-from engine.hdfs import Entry
-from engine.kafka import Generation, Record, TopicState
+from engine.runtime.kafka import Generation, Record, TopicState
+from engine.storage.hdfs import Entry
 from tests.unit.memorykafka import MemoryKafka
 
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
@@ -254,7 +254,7 @@ class Opened(pq.ParquetFile):
 
 
 class Hdfs:
-    """What `engine.hdfs.Hdfs` offers, over the files of a world."""
+    """What `engine.storage.hdfs.Hdfs` offers, over the files of a world."""
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -371,7 +371,7 @@ def remove(world: World, path: str) -> bool:
 
 
 class Kafka:
-    """What `engine.kafka.KafkaLogs` offers, each question a step; and what Spark's source reads."""
+    """What `engine.runtime.kafka.KafkaLogs` offers, each question a step; and what Spark's source reads."""
 
     def __init__(self, world: World) -> None:
         self.world = world

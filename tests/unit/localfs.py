@@ -1,4 +1,4 @@
-"""A folder that speaks the verbs of `engine.hdfs.Hdfs`, so that unit tests need no HDFS."""
+"""A folder that speaks the verbs of `engine.storage.hdfs.Hdfs`, so that unit tests need no HDFS."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from engine.hdfs import Entry
+from engine.storage.hdfs import Entry
 
 
 class LocalFs:

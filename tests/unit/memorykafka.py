@@ -1,4 +1,4 @@
-"""A Kafka in memory, with the faults that a log may meet; what the layers ask of one (`engine.kafka.KafkaLogs`)."""
+"""A Kafka in memory, with the faults that a log may meet; what the layers ask of one (`engine.runtime.kafka.KafkaLogs`)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from engine.kafka import Generation, PartitionState, Record, TopicState
+from engine.runtime.kafka import Generation, PartitionState, Record, TopicState
 
 
 class DataLoss(RuntimeError):

@@ -1,11 +1,11 @@
-"""A serving store in memory that speaks the verbs of `engine.cassandra.Cassandra`; `plan` says what goes wrong, and when."""
+"""A serving store in memory that speaks the verbs of `engine.serving.cassandra.Cassandra`; `plan` says what goes wrong, and when."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from engine.store import Cell, Place
+from engine.serving.store import Cell, Place
 
 
 class Crash(BaseException):

@@ -12,9 +12,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from engine import chain as chains
-from engine import versions
-from engine.chain import Chain, Epoch
 from engine.domain import (
     Domain,
     Report,
@@ -30,9 +27,12 @@ from engine.domain import (
     stddev,
     sum_of,
 )
-from engine.log import EVENTS, MASTER, Position, segment_path
-from engine.measures import arrow_type, partial_query, show_query, stored_schema
-from engine.query import open_database
+from engine.fold.measures import arrow_type, partial_query, show_query, stored_schema
+from engine.serving.query import open_database
+from engine.storage import chain as chains
+from engine.storage import versions
+from engine.storage.chain import Chain, Epoch
+from engine.storage.log import EVENTS, MASTER, Position, segment_path
 from tests.unit.localfs import LocalFs
 
 LOG = "logA"
@@ -78,7 +78,7 @@ TAGS = View(
     explode=("tags", "tag"),
 )
 TOPS = Report("tops", ("shop", "day"), "SELECT 1", time="day")
-SHOP = Domain("shop", (SALES,), (MINUTES, SHOPS, TAGS), (TOPS,))
+SHOP = Domain("shop", (SALES,), (MINUTES, SHOPS, TAGS), (TOPS,), title="Corner shops")
 _DATABASE = open_database()
 PROBLEMS = ("malformed", "amount_given", "duplicate")
 

@@ -11,9 +11,9 @@ from unittest.mock import MagicMock
 import pytest
 from pyspark.sql import SparkSession
 
-from engine import checkpoints
-from engine.checkpoints import ABANDONED_SECONDS, Checkpoint
-from engine.settings import Settings
+from engine.runtime.settings import Settings
+from engine.storage import checkpoints
+from engine.storage.checkpoints import ABANDONED_SECONDS, Checkpoint
 from ingest_layer import Ingest
 from stream_layer import Speed
 from tests.unit.localfs import LocalFs

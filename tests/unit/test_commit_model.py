@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine import log
-from engine.commit import WRITER_PATIENCE_SECONDS, Piece, StartsAbove, TooSlow, commit
-from engine.hdfs import Entry
-from engine.log import Place, Range
+from engine.storage import log
+from engine.storage.commit import WRITER_PATIENCE_SECONDS, Piece, StartsAbove, TooSlow, commit
+from engine.storage.hdfs import Entry
+from engine.storage.log import Place, Range
 
 ROOT = "/data/master_dataset"
 TOPIC, LOG = "t", "L"

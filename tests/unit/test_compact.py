@@ -11,9 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from engine import compact, rawlog
-from engine.commit import Piece, commit, gap_segment, staged_pieces
-from engine.log import STAGING, LogReader, segment_path
+from engine.storage import compact
+from engine.storage.commit import Piece, commit, gap_segment, staged_pieces
+from engine.storage.log import STAGING, LogReader, segment_path
+from engine.verify import rawlog
 from tests.unit.localfs import LocalFs
 
 ROOT, TOPIC, LOG, HOUR = "/data/master_dataset", "t", "L", 3600

@@ -14,7 +14,7 @@ import pytest
 
 from domains import DOMAINS
 from engine import prepare
-from engine.settings import SETTINGS
+from engine.runtime.settings import SETTINGS
 from stack.config import container_spark_defaults
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -271,6 +271,11 @@ def test_the_image_holds_what_the_layers_import() -> None:
     """What .dockerignore lets in is what the Dockerfile copies, and all packages of the layers are among it."""
     ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
     let_in = {line[1:] for line in ignored if line.startswith("!")}
-    copied = set(re.findall(r"^COPY (\S+)", (ROOT / "Dockerfile").read_text(encoding="utf-8"), re.M))
+    copies = re.findall(r"^COPY (.+) \S+$", (ROOT / "Dockerfile").read_text(encoding="utf-8"), re.M)
+    copied = {source.partition("/")[0] for sources in copies for source in sources.split()}
     assert let_in == copied
     assert {"engine", "domains", "web", "conf", "stack", "*.py"} <= copied
+    opened = re.search(r"chmod -R a\+rX (.*) \\", (ROOT / "Dockerfile").read_text(encoding="utf-8"))
+    assert opened, "a checkout made under umask 027 makes an image that its user cannot read"
+    code = {source for source in copied if not source.endswith(".lock")}
+    assert {source.removeprefix("./") for source in opened[1].split()} == code

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.decode import decode_rows
 from engine.domain import Stream
+from engine.fold.decode import decode_rows
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 STREAM = Stream(

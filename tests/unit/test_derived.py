@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine import derived
-from engine.log import STAGING
-from engine.observe import StartAgain
+from engine.runtime.observe import StartAgain
+from engine.storage import derived
+from engine.storage.log import STAGING
 from tests.unit.localfs import LocalFs
 
 RECORD, PLACE = "/data/_taken/things", "/data/things"

@@ -13,15 +13,16 @@ import pytest
 from pyspark.sql import SparkSession
 
 import batch_layer
-from engine import build, derived, settings, versions
-from engine import chain as chains
+from engine.batch import build
+from engine.batch.plan import planned
 from engine.domain import Domain, Report
-from engine.events import typed_root
-from engine.hdfs import HdfsUnavailable
-from engine.log import MASTER, MasterWentBack, segment_path
-from engine.metrics import BatchMetrics
-from engine.plan import planned
-from engine.versions import Manifest, VersionUnknown
+from engine.runtime import settings
+from engine.runtime.metrics import BatchMetrics
+from engine.storage import chain as chains
+from engine.storage import derived, versions
+from engine.storage.hdfs import HdfsUnavailable
+from engine.storage.log import MASTER, MasterWentBack, segment_path, typed_root
+from engine.storage.versions import Manifest, VersionUnknown
 from tests.unit.localfs import LocalFs
 from tests.unit.serving_data import parquet
 from tests.unit.test_reports import BUSIEST, ORDERS, SHOP, SHOPS, ingest, rows

@@ -17,14 +17,16 @@ import pyarrow as pa
 import pytest
 from pyspark.sql import SparkSession
 
-import producer
 from domains import DOMAINS
-from engine import fold, measures, settings
-from engine.decode import decode_stream, decoded_columns
 from engine.domain import Domain, Stream, View
-from engine.quality import judged, with_duplicates
-from engine.recompute import Question, report_rows, view_rows
-from engine.recount import load, open_database
+from engine.fold import measures
+from engine.fold import spark_fold as fold
+from engine.fold.decode import decode_stream, decoded_columns
+from engine.fold.quality import judged, with_duplicates
+from engine.produce.messages import mix
+from engine.runtime import settings
+from engine.verify.recompute import Question, report_rows, view_rows
+from engine.verify.recount import load, open_database
 from tests.unit.test_decode import raw
 
 EVENTS, ON_THE_FIRST_DAY = 8_000, 5_000
@@ -48,7 +50,7 @@ def made_log(domain: Domain) -> dict[str, list[tuple[int, bytes]]]:
     times = [START + min(n, ON_THE_FIRST_DAY) * busy + max(0, n - ON_THE_FIRST_DAY) * calm for n in range(EVENTS)]
     clock = [int(time.timestamp() * 1000) for time in times]
     found = defaultdict(list)
-    messages = producer.mix(list(domain.streams), chosen, Random(5), lambda number: clock[number % EVENTS])
+    messages = mix(list(domain.streams), chosen, Random(5), lambda number: clock[number % EVENTS])
     for number, (moment, message) in enumerate(zip(clock, messages, strict=False)):
         value = message.value
         if number % 50 == 0 and value.endswith(b"}"):

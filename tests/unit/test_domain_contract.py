@@ -21,7 +21,7 @@ import pytest
 import domains
 from domains import DOMAINS
 from engine.domain import DeclarationError, Domain, Stream
-from engine.validate import BREAKAGES, SCHEMA_BREAKAGES, EventRefused, checker
+from engine.produce.validate import BREAKAGES, SCHEMA_BREAKAGES, EventRefused, checker
 
 ROOT = Path(__file__).resolve().parents[2]
 NOW_MS = 1_767_225_600_000

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from pyspark.sql import SparkSession
 
 from domains import DOMAINS
-from engine.decode import decode_rows, decode_stream, decoded_columns
 from engine.domain import FUTURE_RULE, Domain, Stream, View, count, decimal_of
-from engine.duplicates import KeyWindow
-from engine.quality import judged, with_duplicates
-from engine.recount import load, open_database
+from engine.fold.decode import decode_rows, decode_stream, decoded_columns
+from engine.fold.duplicates import KeyWindow
+from engine.fold.quality import judged, with_duplicates
+from engine.verify.recount import load, open_database
 from tests.unit.test_decode import raw
 
 W = 5

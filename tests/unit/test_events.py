@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from engine import build, events
-from engine.commit import Piece, commit, commit_empty, commit_origin, gap_segment, staged_pieces
+from engine.batch import build, events
+from engine.batch.events import WriteTyped
 from engine.domain import Domain, Stream, View, count
-from engine.events import WriteTyped
-from engine.log import MASTER, LogReader, MasterWentBack, Origin, Partition, segment_path
-from engine.versions import Manifest
+from engine.storage.commit import Piece, commit, commit_empty, commit_origin, gap_segment, staged_pieces
+from engine.storage.log import MASTER, LogReader, MasterWentBack, Origin, Partition, segment_path, typed_root
+from engine.storage.versions import Manifest
 from tests.unit.localfs import LocalFs
 from tests.unit.serving_data import parquet
 
@@ -51,7 +51,7 @@ def rows_of(fs: LocalFs, start: int, end: int) -> pa.Table:
 
 
 def typed_part(fs: LocalFs) -> Partition:
-    return LogReader(fs, events.typed_root(STREAM)).partitions([STREAM.topic])[STREAM.topic]["log1"]["0"]
+    return LogReader(fs, typed_root(STREAM)).partitions([STREAM.topic])[STREAM.topic]["log1"]["0"]
 
 
 def test_a_run_types_what_was_there_when_it_began(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_a_typed_log_that_was_taken_away_does_not_come_back_from_its_middle(tmp_
 
     with pytest.raises(events.RowsDiffer, match="ends at 0"):
         events.extend_typed(fs, STREAM, writer(fs, [], second_process))
-    assert LogReader(fs, events.typed_root(STREAM)).partitions([STREAM.topic]) == {STREAM.topic: {}}
+    assert LogReader(fs, typed_root(STREAM)).partitions([STREAM.topic]) == {STREAM.topic: {}}
     assert events.extend_typed(fs, STREAM, writer(fs, [])) == 150
     assert (typed_part(fs).origin, typed_part(fs).head) == (0, 150)
 
@@ -108,7 +108,7 @@ def test_a_typed_log_that_was_taken_away_does_not_come_back_from_its_middle(tmp_
 def test_a_typed_log_that_begins_above_its_source_is_made_again(tmp_path: Path) -> None:
     fs = LocalFs(tmp_path)
     write(fs, MASTER, 0, 150)
-    write(fs, events.typed_root(STREAM), 100, 150)
+    write(fs, typed_root(STREAM), 100, 150)
     assert events.extend_typed(fs, STREAM, writer(fs, [])) == 150
     assert (typed_part(fs).origin, typed_part(fs).head) == (0, 150)
 
@@ -123,7 +123,7 @@ def test_a_raw_log_that_lost_its_beginning_is_refused(tmp_path: Path) -> None:
         events.extend_typed(fs, STREAM, writer(fs, []))
     # In the older layout no origin is committed: there the typed log knows better.
     fs.delete(f"{MASTER}/topic={STREAM.topic}/log=log1/partition=0/_origin")
-    write(fs, events.typed_root(STREAM), 0, 150)
+    write(fs, typed_root(STREAM), 0, 150)
     with pytest.raises(MasterWentBack, match="typed from 0, raw segments begin at 100"):
         events.extend_typed(fs, STREAM, writer(fs, []))
 
@@ -191,7 +191,7 @@ def test_a_typed_log_that_is_being_made_again_is_no_master_that_went_back(tmp_pa
     fs = LocalFs(tmp_path)
     domain = Domain("d", (STREAM,), (View("v", (STREAM,), ("one_id",), {"events": count()}),), ())
     write(fs, MASTER, 0, 150)
-    write(fs, events.typed_root(STREAM), 0, 100)
+    write(fs, typed_root(STREAM), 0, 100)
     parent = Manifest("d", 1, 0, {STREAM.topic: {"log1": {"0": 120}}}, domain.definition_hash, "", {})
     with pytest.raises(events.RowsDiffer, match="ends below version 1"):
         build.horizon_of(fs, parent, domain, build.typed_log(fs, domain))
@@ -199,7 +199,7 @@ def test_a_typed_log_that_is_being_made_again_is_no_master_that_went_back(tmp_pa
     with pytest.raises(MasterWentBack, match="version 1 lies beyond the raw log"):
         build.horizon_of(fs, beyond, domain, build.typed_log(fs, domain))
     events.forget_topic(fs, STREAM)
-    write(fs, events.typed_root(STREAM), 100, 150)
+    write(fs, typed_root(STREAM), 100, 150)
     with pytest.raises(events.RowsDiffer, match="is being made again: log log1 partition 0 begins at 100"):
         build.typed_log(fs, domain)
 
@@ -210,7 +210,7 @@ def test_a_damaged_typed_segment_is_made_again_and_a_damaged_raw_one_is_named(tm
     write(fs, MASTER, 0, 100)
     events.extend_typed(fs, STREAM, writer(fs, []))
     for data in (b"", b"PAR1 no more"):
-        fs._at(segment_path(events.typed_root(STREAM), STREAM.topic, "log1", "0", 0)).write_bytes(data)
+        fs._at(segment_path(typed_root(STREAM), STREAM.topic, "log1", "0", 0)).write_bytes(data)
         with pytest.raises(events.RowsDiffer, match="has to be made again"):
             build.typed_log(fs, domain)
         assert events.extend_typed(fs, STREAM, writer(fs, [])) == 100

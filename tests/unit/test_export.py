@@ -31,14 +31,15 @@ from granian.log import LogLevels
 from granian.server.embed import Server
 
 import domains
-from engine import export, extract, hdfs, versions
-from engine.answers import QUARANTINE_COLUMNS
-from engine.commit import gap_segment
-from engine.compact import compact
-from engine.log import EVENTS, RANGE_END, segment_path
-from engine.outfile import opened
-from engine.service import Service
-from engine.settings import load
+from engine.export import __main__ as export
+from engine.export import extract
+from engine.export.outfile import opened
+from engine.runtime.settings import load
+from engine.serving.service import Service
+from engine.storage import hdfs, versions
+from engine.storage.commit import gap_segment
+from engine.storage.compact import compact
+from engine.storage.log import EVENTS, RANGE_END, segment_path
 from serving_layer import create_app
 from tests.unit.localfs import LocalFs
 from tests.unit.serving_data import (
@@ -204,7 +205,6 @@ def test_the_quarantine_keeps_the_raw_value_and_bytes_that_are_no_text(run: Expo
         assert (other["problem"], other["value"]) == (row["problem"], row["value"])
         encoded = other["value_base64"]
         assert (base64.b64decode(encoded) if encoded else None) == row["value_bytes"]
-    assert tuple(extract.QUARANTINE.names) == QUARANTINE_COLUMNS
 
 
 @pytest.mark.parametrize(("start", "end"), [(NOON, None), (None, EVENING), (NOON, EVENING)])
@@ -387,7 +387,7 @@ def test_two_exports_to_one_file_do_not_mix(tmp_path: Path) -> None:
     """One of them begins and ends while the other, in a process of its own, is half-way; each file is whole, the later one stays."""
     out, schema = str(tmp_path / "e.csv"), pa.schema([("n", pa.int64())])
     program = (
-        "import sys, pyarrow as pa; from engine import outfile\n"
+        "import sys, pyarrow as pa; from engine.export import outfile\n"
         "with outfile.opened(sys.argv[1], 'csv', pa.schema([('n', pa.int64())])) as out:\n"
         "    out.write(pa.table({'n': [7, 8]}))"
     )
@@ -428,7 +428,7 @@ def test_standard_output_gets_the_rows_and_standard_error_the_words(
 
 def test_a_reader_that_leaves_ends_it_without_a_word(fs: LocalFs) -> None:
     program = (
-        "import sys, domains; from engine import export; from tests.unit.localfs import LocalFs; from pathlib import Path;"
+        "import sys, domains; from engine.export import __main__ as export; from tests.unit.localfs import LocalFs; from pathlib import Path;"
         "from tests.unit.serving_data import SHOP; domains.DOMAINS = (SHOP,);"
         f"sys.exit(export.main(['--domain', 'shop', '--what', 'events', '{SALES.topic}', '--out', '-', '--format', 'jsonl'],"
         f" lambda url, user: LocalFs(Path({str(fs.root)!r}))))"
@@ -611,9 +611,9 @@ def test_a_snapshot_that_is_gone_begins_the_export_again(
     def forgetful(url: str) -> Any:
         calls.append(url)
         if len(calls) == 3:  # as the server says it after five minutes
-            monkeypatch.setattr("engine.service.HOLD_SECONDS", -1.0)
+            monkeypatch.setattr("engine.serving.service.HOLD_SECONDS", -1.0)
         elif len(calls) == 4:
-            monkeypatch.setattr("engine.service.HOLD_SECONDS", 300.0)
+            monkeypatch.setattr("engine.serving.service.HOLD_SECONDS", 300.0)
         return page(url)
 
     monkeypatch.setattr(extract, "_page", forgetful)

@@ -10,12 +10,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from engine import speed
-from engine.chain import Chain, Epoch, fits, speaks_of
-from engine.horizon import choose_horizon, overlay
-from engine.kafka import PartitionState, TopicState
-from engine.log import Partition, Position, Segment, offset_in
-from engine.versions import Manifest, version_zero
+from engine.batch.horizon import choose_horizon
+from engine.runtime.kafka import PartitionState, TopicState
+from engine.speed import chain_log as speed
+from engine.storage.chain import Chain, Epoch, fits, speaks_of
+from engine.storage.log import Partition, Position, Segment, offset_in, overlay
+from engine.storage.versions import Manifest, version_zero
 
 TOPIC = "t"
 Row = tuple[str, str, int]  # log, partition, offset

@@ -17,7 +17,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from engine.settings import SETTINGS
+from engine.runtime.settings import SETTINGS
 
 ROOT = Path(__file__).resolve().parents[2]
 OVERLAYS = ("dev", "prod")
@@ -547,7 +547,7 @@ def test_layers_are_scripts_that_are_there_and_are_started_again(overlay: str) -
         source = (ROOT / Path(script).name).read_text()
         assert all(f'"{flag}"' in source for flag in command if re.match(r"--\w", flag)), command
         assert one.spec.get("restartPolicy", "Always") == ("Never" if name == "batch" else "Always")
-    stop_seconds = 120  # engine/observe.py: STOP_SECONDS
+    stop_seconds = 120  # engine/runtime/observe.py: STOP_SECONDS
     assert all(
         pod(overlay, n).spec["terminationGracePeriodSeconds"] > stop_seconds for n in ("ingest", "stream", "batch")
     )

@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyspark.sql import SparkSession
 
-from engine import measures
 from engine.domain import Stream, View, avg, count, distinct, first, last, max_of, min_of, quantile, stddev, sum_of
+from engine.fold import measures
 
 STREAM = Stream(
     topic="t",

@@ -12,14 +12,25 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from engine import speed
-from engine.chain import HOLE, chains
-from engine.commit import StartsAbove, commit_origin
-from engine.continuity import DataExpired, LogReplaced
-from engine.log import MASTER, RAW_ARROW, LogReader, MasterWentBack, Origin, Partition, Place, Range, segment_path
-from engine.mirror import Mirror, Reading
-from engine.observe import StartAgain
-from engine.speed import NewChain, SpeedLog
+from engine.ingest.mirror import Mirror
+from engine.runtime.observe import StartAgain
+from engine.speed import chain_log as speed
+from engine.speed.chain_log import NewChain, SpeedLog
+from engine.storage.chain import HOLE, chains
+from engine.storage.checkpoints import Reading
+from engine.storage.commit import StartsAbove, commit_origin
+from engine.storage.continuity import DataExpired, LogReplaced
+from engine.storage.log import (
+    MASTER,
+    RAW_ARROW,
+    LogReader,
+    MasterWentBack,
+    Origin,
+    Partition,
+    Place,
+    Range,
+    segment_path,
+)
 from tests.unit.localfs import LocalFs
 from tests.unit.memorykafka import KafkaPartition, MemoryKafka
 from tests.unit.serving_data import SALES, SHOP, parquet

@@ -22,13 +22,13 @@ from prometheus_client import CollectorRegistry, generate_latest
 from pyspark.sql import SparkSession
 
 from domains import DOMAINS
-from engine import metrics
-from engine.answers import Measured
-from engine.metrics import BatchMetrics, Life, QueryMetrics
-from engine.progress import Progress, offsets_behind
-from engine.sends import Tally
-from engine.settings import Settings
-from engine.versions import version_zero
+from engine.produce.sends import Tally
+from engine.runtime import metrics
+from engine.runtime.metrics import BatchMetrics, Life, QueryMetrics
+from engine.runtime.progress import Progress, offsets_behind
+from engine.runtime.settings import Settings
+from engine.serving.answers import Measured
+from engine.storage.versions import version_zero
 from stack import monitoring
 from stack import settings as stack_settings
 
@@ -125,14 +125,14 @@ def test_the_alerts_fire_when_they_should_and_only_then() -> None:
     promtool("test", "rules", str(FOLDER / "alerts_test.yml"))
 
 
-def test_every_alert_has_a_case_that_fires_one_that_is_silent_and_a_row_in_the_operations() -> None:
+def test_every_alert_has_a_case_that_fires_one_that_is_silent_and_an_item_in_the_operations() -> None:
     cases: dict[str, set[bool]] = {name: set() for name in alerts()}
     for test in yaml.safe_load((FOLDER / "alerts_test.yml").read_text())["tests"]:
         for case in test["alert_rule_test"]:
             cases[case["alertname"]].add(bool(case["exp_alerts"]))
     assert {name for name, found in cases.items() if found != {True, False}} == set()
     operations = (ROOT / "docs/operations.md").read_text()
-    assert [name for name in cases if f"| `{name}` |" not in operations] == []
+    assert [name for name in cases if f"\n- `{name}`: " not in operations] == []
 
 
 def test_every_query_parses(tmp_path: Path) -> None:

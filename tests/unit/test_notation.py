@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from engine.notation import csv_lines
+from engine.runtime.notation import csv_lines
 
 # What a spreadsheet may drop before it looks at a cell, a quote that it takes for its own among it.
 DROPPED = '\0\x01 \u00a0\u200b\ufeff"'

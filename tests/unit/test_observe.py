@@ -16,16 +16,16 @@ from py4j.protocol import Py4JNetworkError
 from pyspark.errors import PySparkException, StreamingQueryException
 from pyspark.sql import SparkSession
 
-from engine.build import fresh_listing
-from engine.continuity import LogReplaced
-from engine.events import RowsDiffer
-from engine.observe import Ending, Stop, await_queries, exit_codes
-from engine.settings import SettingsError
+from engine.batch.build import fresh_listing
+from engine.batch.events import RowsDiffer
+from engine.runtime.observe import Ending, Stop, await_queries, exit_codes
+from engine.runtime.settings import SettingsError
+from engine.storage.continuity import LogReplaced
 
 ROOT = Path(__file__).resolve().parents[2]
 ENDLESS = """
 import time
-from engine.observe import Stop
+from engine.runtime.observe import Stop
 stop = Stop()
 print("ready", flush=True)
 while True:
@@ -155,7 +155,7 @@ def test_an_error_of_a_jvm_that_has_gone_is_start_me_again(capsys: pytest.Captur
 
 
 def test_a_log_on_a_full_disk_makes_no_named_fault() -> None:
-    code = "from engine.observe import exit_codes\nwith exit_codes((), (), ()):\n    raise OSError(28, 'full')"
+    code = "from engine.runtime.observe import exit_codes\nwith exit_codes((), (), ()):\n    raise OSError(28, 'full')"
     with Path("/dev/full").open("w") as full:
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=full, stderr=full, check=False)
     assert done.returncode in (75, 120)  # 120: Python's own, where its last words found no room; started again, too

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, settings
 from schemathesis import GenerationMode
 from schemathesis.specs.openapi import checks
 
-from engine import openapi, proof
+from engine.serving import openapi, proof
 from serving_layer import ROUTES
 from tests.unit.serving_data import SHOP
 from tests.unit.test_serving_api import Api
@@ -26,7 +26,14 @@ KNOWN = [
     checks.response_schema_conformance,
 ]
 # What a recount of no rows says.
-RECOUNT = {"rows": [], "offsets": {}, "segments": ["a"], "from_kafka": {"t": {"0": [1, 2]}}, "events": [{"offset": 1}]}
+RECOUNT = {
+    "rows": [],
+    "offsets": {},
+    "segments": ["a"],
+    "from_kafka": {"t": {"0": [1, 2]}},
+    "events": [{"offset": 1}],
+    "differences": [],
+}
 SCHEMA = schemathesis.openapi.from_dict(openapi.document(ROUTES, [SHOP]))
 SCHEMA.config.generation.update(modes=[GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
 

@@ -22,9 +22,10 @@ import pytest
 import producer
 from domains import DOMAINS
 from engine.domain import DeclarationError, Stream, each
-from engine.sends import FileSink, Tally, serve_metrics
-from engine.settings import Settings, SettingsError
-from engine.validate import EventRefused, checker
+from engine.produce.messages import RECENT, Message, mix
+from engine.produce.sends import FileSink, Tally, serve_metrics
+from engine.produce.validate import EventRefused, checker
+from engine.runtime.settings import Settings, SettingsError
 
 ROOT = Path(__file__).resolve().parents[2]
 START_MS = 1_767_225_600_000
@@ -40,12 +41,12 @@ class NeverStop:
         time.sleep(seconds)
 
 
-def mixed(count: int, streams: list[Stream] = STREAMS, **shares: float) -> list[producer.Message]:
-    messages = producer.mix(streams, Settings(**shares), Random(1), lambda number: START_MS)  # type: ignore[arg-type]
+def mixed(count: int, streams: list[Stream] = STREAMS, **shares: float) -> list[Message]:
+    messages = mix(streams, Settings(**shares), Random(1), lambda number: START_MS)  # type: ignore[arg-type]
     return list(islice(messages, count))
 
 
-def event_ms(message: producer.Message) -> int:
+def event_ms(message: Message) -> int:
     text = message.event["timestamp"].replace("Z", "+00:00")
     return round(producer.start_time(text).timestamp() * 1000)
 
@@ -91,7 +92,7 @@ def test_a_duplicate_has_the_bytes_and_the_key_of_a_recent_good_event() -> None:
         if message.value in where:
             earlier, key = where[message.value]
             assert key == message.key
-            assert number - earlier <= 2 * producer.RECENT + 1
+            assert number - earlier <= 2 * RECENT + 1
             repeats += 1
         else:
             where[message.value] = (number, message.key)

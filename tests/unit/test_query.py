@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.domain import GRAINS, View
-from engine.measures import window_of
-from engine.notation import writable
-from engine.parameters import EVERY, BadQuery, view_query
-from engine.query import fetch_rows, fetch_table, merge_tables, open_database
+from engine.fold.measures import window_of
+from engine.runtime.notation import writable
+from engine.serving.parameters import EVERY, BadQuery, view_query
+from engine.serving.query import fetch_rows, fetch_table, merge_tables, open_database
 from tests.unit.serving_data import MINUTES, SHOPS, TAGS, cut, events, partials
 
 DATABASE = open_database()

@@ -11,7 +11,6 @@ import duckdb
 import pyarrow as pa
 import pytest
 
-from engine import recount
 from engine.domain import (
     Domain,
     Report,
@@ -27,8 +26,17 @@ from engine.domain import (
     stddev,
     sum_of,
 )
-from engine.recompute import deviation, estimate, matching_events, problem_counts, question_of, report_rows, view_rows
-from engine.recount import Malformed, load, open_database, parse_event, read_row, typed_table
+from engine.verify import recount
+from engine.verify.recompute import (
+    deviation,
+    estimate,
+    matching_events,
+    problem_counts,
+    question_of,
+    report_rows,
+    view_rows,
+)
+from engine.verify.recount import Malformed, load, open_database, parse_event, read_row, typed_table
 
 # docs/decode.md, the first table ----------------------------------------------------------------------------------
 

@@ -12,16 +12,15 @@ import pyarrow as pa
 import pytest
 from starlette.testclient import TestClient
 
-from engine import domain as declarations
-from engine import versions
-from engine.domain import count
-from engine.log import MASTER, covers
-from engine.materialise import PRUNE_SECONDS, STAND_BY_SECONDS, Materialiser, OtherCluster, Writer, step_all
-from engine.query import open_database
-from engine.replica import Replica
-from engine.service import Service
-from engine.settings import load
-from engine.snapshot import Loader, Snapshot
+from engine.domain import count, declarations
+from engine.runtime.settings import load
+from engine.serving.materialise import PRUNE_SECONDS, STAND_BY_SECONDS, Materialiser, OtherCluster, Writer, step_all
+from engine.serving.query import open_database
+from engine.serving.replica import Replica
+from engine.serving.service import Service
+from engine.serving.snapshot import Loader, Snapshot
+from engine.storage import versions
+from engine.storage.log import MASTER, covers
 from serving_layer import create_app
 from tests.unit.localfs import LocalFs
 from tests.unit.memorystore import MemoryStore

@@ -15,11 +15,12 @@ import pytest
 from pyspark.sql import SparkSession
 
 import batch_layer
-from engine import settings, versions
 from engine.domain import Domain, Report, Stream, View, count
-from engine.log import MASTER, segment_path
-from engine.metrics import BatchMetrics
-from engine.versions import Manifest
+from engine.runtime import settings
+from engine.runtime.metrics import BatchMetrics
+from engine.storage import versions
+from engine.storage.log import MASTER, segment_path
+from engine.storage.versions import Manifest
 from tests.unit.localfs import LocalFs
 from tests.unit.serving_data import parquet
 from tests.unit.test_decode import NOW

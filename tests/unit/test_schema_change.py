@@ -12,11 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyspark.sql import SparkSession
 
-from engine import domain as declarations
-from engine.decode import decode_rows
-from engine.domain import Domain, Stream, View, count, each
-from engine.events import typed_root
-from engine.recount import load, open_database, table_of, typed_table
+from engine.domain import Domain, Stream, View, count, declarations, each
+from engine.fold.decode import decode_rows
+from engine.storage.log import typed_root
+from engine.verify.recount import load, open_database, table_of, typed_table
 from tests.unit.test_decode import raw
 from tests.unit.test_domain_answers import judged_rows
 

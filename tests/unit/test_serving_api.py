@@ -30,15 +30,16 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 import serving_layer
-from engine import proof, query, tail, versions
-from engine import service as service_module
-from engine.commit import gap_segment
 from engine.domain import count
-from engine.log import MASTER, segment_path
-from engine.observe import StartAgain
-from engine.reply import MEDIA
-from engine.service import Service
-from engine.settings import load
+from engine.runtime.observe import StartAgain
+from engine.runtime.settings import load
+from engine.serving import proof, query, tail
+from engine.serving import service as service_module
+from engine.serving.reply import MEDIA
+from engine.serving.service import Service
+from engine.storage import versions
+from engine.storage.commit import gap_segment
+from engine.storage.log import MASTER, segment_path
 from serving_layer import create_app, listen_refusal
 from tests.unit.localfs import LocalFs
 from tests.unit.serving_data import (
@@ -303,7 +304,7 @@ def test_answers_are_compressed_for_who_reads_gzip_but_not_what_is_compressed(fi
         ("/v1/reports/tops?format=csv", False),
         ("/v1/events/sales-topic?format=csv", True),
         ("/v1/views/sales_minutes?format=parquet", False),
-        ("/static/app.js", True),
+        ("/static/style.css", True),
         ("/health/live", False),
     ):
         plain, asked = (filled.client.get(path, headers={"Accept-Encoding": e}) for e in ("identity", "gzip"))
@@ -538,19 +539,24 @@ def _recount(tmp_path: Path, body: str) -> tuple[str, ...]:
     return (sys.executable, str(script))
 
 
-def test_a_proof_compares_row_by_row(filled: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_proof_gives_the_recount_what_is_served_and_says_what_it_says(
+    filled: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = filled.json("/v1/views/shops?measures=sales,revenue,mean,buyers")["rows"]
     body = (
-        "print(json.dumps({'rows': ROWS, 'offsets': asked['coverage'], 'segments': 3, 'from_kafka': 0, 'events': []}))"
+        "assert asked['columns'] == ['sales', 'revenue', 'mean', 'buyers']\n"
+        "print(json.dumps({'rows': asked['served'], 'differences': DIFFERENCES, 'offsets': asked['coverage'], 'segments': 3}))"
     )
-    monkeypatch.setattr(proof, "COMMAND", _recount(tmp_path, body.replace("ROWS", repr(rows))))
-    found = filled.json("/v1/views/shops/proof?measures=sales,revenue,mean,buyers")
-    assert found["match"] is True and found["segments"] == 3 and found["offsets"] == found["as_of"]["coverage"]
-    rows[0]["sales"] += 1
-    rows[1]["mean"] *= 1 + 1e-6
-    monkeypatch.setattr(proof, "COMMAND", _recount(tmp_path, body.replace("ROWS", repr(rows[:-1]))))
-    found = filled.json("/v1/views/shops/proof?measures=sales,revenue,mean,buyers")
-    assert not found["match"] and [one["column"] for one in found["differences"]] == ["sales", "mean", None]
+    path = "/v1/views/shops/proof?measures=sales,revenue,mean,buyers"
+    monkeypatch.setattr(proof, "COMMAND", _recount(tmp_path, body.replace("DIFFERENCES", "[]")))
+    found = filled.json(path)
+    assert found["rows_served"] == found["rows_recomputed"] == rows
+    assert found["match"] is True and found["differences"] == []
+    assert found["segments"] == 3 and found["offsets"] == found["as_of"]["coverage"]
+    difference = {"key": ["north"], "column": "sales", "served": 3, "recomputed": 4}
+    monkeypatch.setattr(proof, "COMMAND", _recount(tmp_path, body.replace("DIFFERENCES", repr([difference]))))
+    found = filled.json(path)
+    assert found["match"] is False and found["differences"] == [difference]
 
 
 def test_a_proof_is_killed_at_its_deadline(filled: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from engine.settings import SETTINGS, Settings, SettingsError, add_flags, from_args, load, seconds_of, table
+from engine.runtime.settings import (
+    SETTINGS,
+    Settings,
+    SettingsError,
+    add_flags,
+    from_args,
+    listing,
+    load,
+    seconds_of,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -154,7 +163,7 @@ def test_every_setting_has_a_sentence_and_a_default_that_is_its_own_value() -> N
         assert re.fullmatch(r"[A-Z].*\.", setting.sentence), setting.name
         value = setting.kind.parse(setting.default) if setting.default else None
         assert value == getattr(Settings(), setting.attribute), setting.name
-        assert f"| `{setting.name}` |" in table()
+        assert f"- `{setting.name}` = " in listing()
 
 
 def test_the_example_file_names_every_setting_with_its_default() -> None:

@@ -8,7 +8,7 @@ import time
 import pytest
 from pyspark.sql import SparkSession
 
-from engine.session import AT_ONCE, side_by_side
+from engine.runtime.session import AT_ONCE, side_by_side
 
 
 def test_pieces_run_at_once_and_their_values_keep_the_order() -> None:

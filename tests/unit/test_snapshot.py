@@ -12,13 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from engine import chain as chains
-from engine import versions
-from engine.log import MASTER, Partition, covers, segment_path
-from engine.parameters import view_query
-from engine.query import fetch_rows, open_database
-from engine.snapshot import Loader, Snapshot
-from engine.watch import Seen, Watch
+from engine.serving.parameters import view_query
+from engine.serving.query import fetch_rows, open_database
+from engine.serving.snapshot import Loader, Snapshot
+from engine.serving.watch import Seen, Watch
+from engine.storage import chain as chains
+from engine.storage import versions
+from engine.storage.log import MASTER, Partition, covers, segment_path
 from tests.unit.localfs import LocalFs
 from tests.unit.serving_data import (
     LOG,

@@ -10,15 +10,17 @@ import pyarrow as pa
 import pytest
 
 import stream_layer
-from engine import chain as chains
-from engine import domain as declarations
-from engine import observe, speed, versions
-from engine.commit import OffsetGap
-from engine.kafka import PartitionState, Record, TopicState
-from engine.observe import StartAgain
-from engine.query import open_database
-from engine.snapshot import Loader
-from engine.speed import NewChain, SpeedLog
+from engine.domain import declarations
+from engine.runtime import observe
+from engine.runtime.kafka import PartitionState, Record, TopicState
+from engine.runtime.observe import StartAgain
+from engine.serving.query import open_database
+from engine.serving.snapshot import Loader
+from engine.speed import chain_log as speed
+from engine.speed.chain_log import NewChain, SpeedLog
+from engine.storage import chain as chains
+from engine.storage import versions
+from engine.storage.commit import OffsetGap
 from tests.unit.localfs import LocalFs
 from tests.unit.serving_data import (
     LOG,

@@ -15,12 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyspark.sql import SparkSession
 
-from engine import fold, measures, recompute
-from engine.decode import decode_rows
 from engine.domain import Domain, Stream, View, count, distinct, max_of, min_of
-from engine.recompute import question_of, view_rows
-from engine.recount import load, open_database, typed_table
-from engine.validate import EventRefused, checker
+from engine.fold import measures
+from engine.fold import spark_fold as fold
+from engine.fold.decode import decode_rows
+from engine.produce.validate import EventRefused, checker
+from engine.verify import recompute
+from engine.verify.recompute import question_of, view_rows
+from engine.verify.recount import load, open_database, typed_table
 from tests.unit.test_decode import raw
 
 TYPES = ("BIGINT", "INT", "TIMESTAMP", "DECIMAL(5,2)", "DECIMAL(28,10)", "DECIMAL(3,3)", "DOUBLE")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import socket
@@ -19,6 +20,7 @@ from stack.java import JavaError, find_java
 from stack.services import CASSANDRA, KAFKA, SERVICES, command, environment, services
 from stack.settings import PORTS, Settings, StackError, free_ports, load, save_ports
 
+ROOT = Path(__file__).resolve().parents[2]
 JAR = "spark/a-1.jar"
 
 
@@ -254,6 +256,43 @@ def test_cassandra_belongs_to_a_stack_only_where_it_is_asked_for(tmp_path: Path)
     save_ports(load(env).with_cassandra(), free=True)
     assert services(load(env)) == (*SERVICES, CASSANDRA)
     assert environment(load(env))["CASSANDRA_CONTACT_POINTS"] == "localhost:9042"
+
+
+# Runs a program as if Cassandra's driver were not there.
+WITHOUT_DRIVER = """
+import importlib.util, runpy, sys
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == "cassandra" else find(name, *rest)
+sys.argv = sys.argv[1:]
+runpy.run_module(sys.argv[0].removesuffix(".py"), run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize(
+    "command", [["stack", "up", "--with", "cassandra"], ["serving_layer.py"], ["engine.materialise"]], ids=" ".join
+)
+def test_whoever_wants_cassandra_without_its_driver_is_told_the_command(tmp_path: Path, command: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_DRIVER, *command],
+        cwd=ROOT,
+        env={**os.environ, "HIGHWATER_VAR": str(tmp_path), "SERVING_STORE": "cassandra"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    told = done.stderr.splitlines()[-1]
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert told.endswith("run: python -m pip install --require-hashes -r requirements-cassandra.lock")
+    assert not list(tmp_path.iterdir())
+
+
+def test_doctor_names_the_missing_driver_only_to_those_who_have_cassandra(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert list(doctor.check_driver(settings)) == []
+    (finding,) = doctor.check_driver(settings.with_cassandra())
+    assert finding.fix == "python -m pip install --require-hashes -r requirements-cassandra.lock"
 
 
 def test_cassandra_listens_on_loopback_and_answers_a_write_only_when_it_is_on_disk(settings: Settings) -> None:

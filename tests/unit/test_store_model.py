@@ -12,17 +12,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine import store as stores
-from engine import versions
-from engine.cassandra import Cassandra
-from engine.chain import Chain, Epoch
-from engine.log import covers
-from engine.materialise import GRACE_SECONDS, Writer
-from engine.measures import stored_schema
-from engine.query import open_database
-from engine.replica import Replica, reopened
-from engine.snapshot import Snapshot, nothing
-from engine.store import CELL_BYTES, NO_DIGEST, Place, Run, Torn
+from engine.fold.measures import stored_schema
+from engine.serving import store as stores
+from engine.serving.cassandra import Cassandra
+from engine.serving.materialise import GRACE_SECONDS, Writer
+from engine.serving.query import open_database
+from engine.serving.replica import Replica, reopened
+from engine.serving.snapshot import Snapshot, nothing
+from engine.serving.store import CELL_BYTES, NO_DIGEST, Place, Run, Torn
+from engine.storage import versions
+from engine.storage.chain import Chain, Epoch
+from engine.storage.log import covers
 from tests.unit.memorystore import Crash, MemoryStore
 from tests.unit.serving_data import LOG, SALES, SHOP, SHOPS
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import re
 import subprocess
@@ -16,10 +17,11 @@ import pytest
 from stack import sbom
 from stack.jars import read_lock
 from stack.settings import StackError
+from tests.unit.test_imports import SCRIPTS, modules
 
 ROOT = Path(__file__).resolve().parents[2]
-# Each goes on from the one before.
-INPUTS = {f"requirements{part}.txt": f"requirements{part}.lock" for part in ("", "-notebook", "-dev")}
+# What runs, what notebooks and Cassandra need besides, and what the tests need: all of that and more.
+INPUTS = {f"requirements{part}.txt": f"requirements{part}.lock" for part in ("", "-notebook", "-cassandra", "-dev")}
 LICENCES = (ROOT / "docs" / "licences.md").read_text(encoding="utf-8")
 _ENTRY = re.compile(
     r"^([A-Za-z0-9][\w.-]*)==([^\s;\\]+)[^\n]*\\\n((?:    --hash=sha256:[0-9a-f]{64}(?: \\)?\n)+)", re.M
@@ -60,23 +62,60 @@ def test_every_pinned_package_is_locked_in_that_version(name: str) -> None:
 def test_every_locked_package_has_hashes_and_comes_from_no_place_of_its_own(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
     entries = {sbom.normal(package) for package, _, _ in _ENTRY.findall(text)}
-    assert entries == set(sbom.locked(ROOT / name)) and len(entries) > 30
+    assert entries == set(sbom.locked(ROOT / name)) and len(entries) >= len(pinned(name.replace(".lock", ".txt"))) > 0
     assert not re.findall(r"^-|://|file:|^/| @ ", text, re.M), "an address or a path got in"
 
 
 def test_what_is_developed_with_is_what_is_run() -> None:
-    runtime, notebook, development = (sbom.locked(ROOT / name) for name in INPUTS.values())
-    assert runtime.items() <= notebook.items() <= development.items()
+    runtime, notebook, cassandra, development = (sbom.locked(ROOT / name) for name in INPUTS.values())
+    assert runtime.items() <= notebook.items() <= development.items() >= cassandra.items()
+
+
+def test_each_target_installs_what_it_runs_and_no_more() -> None:
+    """`make demo` needs neither JupyterLab nor a type checker: 1.8 GB, of which it runs a third."""
+    runtime = sbom.locked(ROOT / "requirements.lock")
+    assert not {"jupyterlab", "mypy", "ruff", "playwright", "hypothesis", "cassandra-driver", "uv"} & set(runtime)
+    makefile = (ROOT / "Makefile").read_text()
+    recipes = dict(re.findall(r"^([a-z0-9-]+): .*##.*\n((?:\t.*\n)+)", makefile, re.M))
+    needing = {name for name, recipe in recipes.items() if re.search(r"pytest|ruff|\$\(UV\)|stack\.sbom", recipe)}
+    needing -= {"clean"}  # it deletes their caches
+    assert needing >= {"test-unit", "check", "lock", "sbom"}
+    for name in needing:
+        assert re.search(rf"^{name}: (\$\(DEV\)|test-unit) ##", makefile, re.M), name
+    assert re.search(r"^demo: setup ##", makefile, re.M)
+
+
+def test_what_the_product_imports_is_what_is_installed_to_run_it() -> None:
+    runtime, found = set(sbom.locked(ROOT / "requirements.lock")), importlib.metadata.packages_distributions()
+    beside = {"engine.serving.cassandra": {"cassandra"}, "stack.probes": {"cassandra"}, "domains.stocks": {"yfinance"}}
+    for module, names in modules().items():
+        tops = {name.partition(".")[0] for name in names} - sys.stdlib_module_names - beside.get(module, set())
+        for top in tops - {"engine", "domains", "stack", *SCRIPTS}:
+            assert {sbom.normal(package) for package in found[top]} & runtime, f"{module} imports {top}"
+
+
+def test_the_jars_are_fetched_while_packages_are_still_missing() -> None:
+    """Beside PySpark, in which Ivy lies, `python -m stack jars` needs the standard library alone."""
+    at_import = modules(everywhere=False)
+    reached: set[str] = set()
+    waiting = ["stack.__main__"]
+    while waiting:
+        name = waiting.pop()
+        if name in at_import and name not in reached:
+            reached.add(name)
+            waiting += at_import[name]
+    others = {i.partition(".")[0] for name in reached for i in at_import[name]} - {"stack", "engine"}
+    assert "stack.jars" in reached and others <= sys.stdlib_module_names, others - sys.stdlib_module_names
 
 
 def test_what_is_installed_is_compared_with_hashes() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    assert "--require-hashes -r requirements-dev.lock" in makefile
-    assert not re.findall(r"pip install (?!.*--require-hashes)", makefile)
+    installs = re.findall(r"pip install .*|\$\(INSTALL\).*", makefile)
+    assert len(installs) == 4 and all("--require-hashes" in each or "$(INSTALL)" in each for each in installs), installs
     if (ROOT / "Dockerfile").exists():
         installs = re.findall(r"pip install .*", (ROOT / "Dockerfile").read_text())
         assert installs and all(
-            re.search(r"--require-hashes -r requirements(-notebook)?\.lock", line) for line in installs
+            re.search(r"--require-hashes( -r requirements(-notebook|-cassandra)?\.lock)+$", line) for line in installs
         ), installs
 
 

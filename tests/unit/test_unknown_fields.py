@@ -12,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyspark.sql import SparkSession
 
-from engine import build, versions
-from engine.decode import decode_rows
+from engine.batch import build
 from engine.domain import FURTHER_FIELDS, OTHER_FIELDS, UNKNOWN_FIELDS, Domain, Stream, View, count
-from engine.recompute import unknown_fields
-from engine.recount import load, open_database, shortest
+from engine.fold.decode import decode_rows
+from engine.storage import versions
+from engine.verify.recompute import unknown_fields
+from engine.verify.recount import load, open_database, shortest
 from tests.unit.test_decode import raw
 
 STREAM = Stream("open", {"id": "STRING"}, key="id", unique=("id",))

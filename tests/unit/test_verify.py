@@ -5,23 +5,41 @@ from __future__ import annotations
 import ast
 import io
 import json
+from collections.abc import Iterator
 from datetime import date, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import duckdb
+import pyarrow as pa
 import pytest
 
 from domains.learning import LEARNING
-from engine import verify
-from engine.compare import Answer, compare_rows, completeness_differences, estimated, near, position, same
-from engine.rawlog import Account, Segment, visible
-from engine.recompute import BadQuestion, Distinct, moment, question_of
-from engine.verify import furthest, json_text, recorded
+from engine.domain import Domain, Stream, View, avg, count, distinct, max_of, quantile
+from engine.domain.declarations import MEASURE_KINDS
+from engine.serving import proof
+from engine.serving.parameters import view_query
+from engine.verify import __main__ as verify
+from engine.verify.__main__ import furthest, json_text, recorded
+from engine.verify.compare import (
+    TESTS,
+    Answer,
+    compare_rows,
+    completeness_differences,
+    estimated,
+    near,
+    position,
+    same,
+    view_differences,
+)
+from engine.verify.rawlog import Account, Segment, visible
+from engine.verify.recompute import BadQuestion, Distinct, moment, question_of, view_rows
+from engine.verify.recount import load, open_database
 
 ENGINE = Path(verify.__file__).parent
-OURS = {"verify", "compare", "rawlog", "recompute", "recount"}
-ALLOWED = {"engine.domain", "engine.settings", "domains", *(f"engine.{name}" for name in OURS)}
+OURS = {"__main__", "compare", "rawlog", "recompute", "recount"}
+ALLOWED = {"engine.domain", "engine.runtime.settings", "domains", *(f"engine.verify.{name}" for name in OURS)}
 OUTSIDE = {"duckdb", "pyarrow", "hdfs_native", "kafka", "numpy", "datasketches"}
 
 
@@ -137,13 +155,13 @@ def test_equal_rows_in_any_order_are_no_difference() -> None:
 
 
 def test_a_group_that_one_side_lacks_is_a_difference() -> None:
-    assert _compared(SERVED[:1]) == [("rows", "no such group", [COUNTED[0]])]
+    assert _compared(SERVED[:1]) == [(None, [], [COUNTED[0]])]
     extra = {"k": "b", "t": "2026-03-01T12:00:00Z", "n": 0}
-    assert _compared([*SERVED, extra]) == [("rows", [extra], "no such group")]
+    assert _compared([*SERVED, extra]) == [(None, [extra], [])]
 
 
 def test_a_group_that_is_served_twice_is_a_difference() -> None:
-    assert [one[0] for one in _compared([*SERVED, SERVED[1]])] == ["rows"]
+    assert _compared([*SERVED, SERVED[1]]) == [(None, [SERVED[1]] * 2, [COUNTED[0]])]
 
 
 def test_a_wrong_number_and_a_missing_column_are_differences() -> None:
@@ -157,6 +175,153 @@ def test_of_one_page_only_the_rows_on_it_are_judged() -> None:
     assert _compared([{**SERVED[0], "n": 9}], first=False) == [("n", 9, 1)]
     # a first page of `limit` 100 that holds one row of two and says that more follow
     assert _compared(SERVED[:1], last=False) == [("number of rows", 1, 2)]
+
+
+# Both doors: `python -m engine.verify`, and the proof of one answer behind the dashboard's button --------------------
+
+PAID = Stream(
+    topic="paid",
+    key="shop",
+    time=None,
+    unique=("id",),
+    columns={"id": "STRING", "shop": "STRING", "amount": "DECIMAL(15,6)", "most": "DECIMAL(22,2)"},
+)
+SHOPS = View(
+    "shops",
+    streams=(PAID,),
+    by=("shop",),
+    measures={
+        "n": count(),
+        "mean": avg("amount"),
+        "payers": distinct("id"),
+        "half": quantile("amount", "0.5"),
+        "largest": max_of("most"),
+    },
+)
+TILL = Domain(name="till", streams=(PAID,), views=(SHOPS,), reports=(), title="Till")
+AS_OF = {"coverage": {"paid": {"L": {"0": 100}}}, "horizon": {}}
+
+
+class _ReadLog:
+    """What `prove` says of a raw log that was read."""
+
+    account = Account(origins={("paid", "L", "0"): 0})
+    end = AS_OF["coverage"]
+
+
+@pytest.fixture(scope="module")
+def till() -> Iterator[duckdb.DuckDBPyConnection]:
+    """100 payments of a ten-thousandth, each by somebody else."""
+    con = open_database()
+    raw = pa.table(
+        {
+            "offset": pa.array(range(100), pa.int64()),
+            "timestamp": pa.array([NOON] * 100, pa.timestamp("us", "UTC")),
+            "value": [
+                f'{{"id": "{number}", "shop": "north", "amount": 0.0001, "most": 12345678901234567890.12}}'
+                for number in range(100)
+            ],
+            "value_bytes": pa.nulls(100, pa.binary()),
+        }
+    )
+    load(con, TILL, [(("paid", "L", "0"), raw)], 100, keep=True)
+    yield con
+    con.close()
+
+
+def _by_verify(con: duckdb.DuckDBPyConnection, row: dict[str, Any], _: pytest.MonkeyPatch) -> list[str | None]:
+    answer = Answer("shops", (), [row], AS_OF, True, [])
+    return [difference.column for difference in view_differences(con, TILL, SHOPS, answer)]
+
+
+def _proven(con: duckdb.DuckDBPyConnection, row: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Any:
+    request = proof.request(TILL, view_query(SHOPS, ()), AS_OF["coverage"], [row])
+    answer = io.StringIO()
+    with monkeypatch.context() as patched:
+        patched.setattr(verify, "read_log", lambda *_, **__: (_ReadLog(), con))
+        patched.setattr("sys.stdin", io.StringIO(request.decode()))
+        patched.setattr("sys.stdout", answer)
+        assert verify.main(["--proof"]) == 0
+    return json.loads(answer.getvalue(), parse_float=Decimal)["differences"]
+
+
+def _by_proof(con: duckdb.DuckDBPyConnection, row: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
+    return [difference["column"] for difference in _proven(con, row, monkeypatch)]
+
+
+DOORS = pytest.mark.parametrize("door", [_by_verify, _by_proof])
+
+
+def _counted(con: duckdb.DuckDBPyConnection) -> dict[str, Any]:
+    row = dict(view_rows(con, TILL, SHOPS, question_of(SHOPS, ()), AS_OF)[0])
+    assert row["payers"] == 100 and row["mean"] == 1e-4
+    return {**row, "payers": row["payers"].estimate}
+
+
+@DOORS
+def test_an_answer_that_is_the_recount_passes_both_doors(
+    door: Any, till: duckdb.DuckDBPyConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = _counted(till)
+    assert door(till, row, monkeypatch) == []
+    assert door(till, {**row, "mean": row["mean"] * (1 + 5e-10)}, monkeypatch) == []
+
+
+@DOORS
+@pytest.mark.parametrize(
+    ("column", "wrong"),
+    [
+        ("mean", lambda mean: 1.0000005e-4),
+        ("half", lambda half: half + 4e-10),
+        ("payers", lambda payers: 106),
+        ("n", lambda n: n + 1),
+        ("largest", lambda largest: largest + Decimal("0.01")),
+    ],
+)
+def test_both_doors_call_the_same_numbers_different(
+    door: Any, column: str, wrong: Any, till: duckdb.DuckDBPyConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = _counted(till)
+    assert door(till, {**row, column: wrong(row[column])}, monkeypatch) == [column]
+
+
+@DOORS
+def test_both_doors_see_a_group_that_is_not_there(
+    door: Any, till: duckdb.DuckDBPyConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert door(till, {**_counted(till), "shop": "south"}, monkeypatch) == [None, None]
+
+
+def test_a_proof_names_the_group_and_shows_both_sides(
+    till: duckdb.DuckDBPyConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = _counted(till)
+    assert _proven(till, {**row, "n": 7}, monkeypatch) == [
+        {"key": ["north"], "column": "n", "served": 7, "recomputed": 100}
+    ]
+    other = {**row, "shop": None}
+
+    def exact(row: dict[str, Any]) -> Any:
+        return json.loads(json_text(row), parse_float=Decimal)
+
+    assert _proven(till, other, monkeypatch) == [
+        {"key": [None], "column": None, "served": exact(other), "recomputed": None},
+        {"key": ["north"], "column": None, "served": None, "recomputed": exact({**row, "payers": 100})},
+    ]
+
+
+def test_every_kind_of_measure_says_when_two_of_it_are_the_same() -> None:
+    assert {*MEASURE_KINDS, "show"} == set(TESTS)
+
+
+@DOORS
+def test_a_kind_of_measure_that_nobody_knows_is_an_error_and_not_compared_somehow(
+    door: Any, till: duckdb.DuckDBPyConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = _counted(till)
+    monkeypatch.delitem(TESTS, "quantiles")  # type: ignore[arg-type]
+    with pytest.raises(NotImplementedError, match=r"'quantiles' such as 'half'.*engine/verify/compare\.py:TESTS"):
+        door(till, row, monkeypatch)
 
 
 # Completeness ------------------------------------------------------------------------------------------------------

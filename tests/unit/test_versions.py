@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from engine import build, changes, versions
-from engine import domain as declarations
-from engine.domain import Domain, count, max_of
-from engine.plan import planned
-from engine.versions import Choice, Manifest, VersionUnknown
+from engine.batch import build, changes
+from engine.batch.plan import planned
+from engine.domain import Domain, count, declarations, max_of
+from engine.storage import versions
+from engine.storage.versions import Choice, Manifest, VersionUnknown
 from tests.unit.localfs import LocalFs
 from tests.unit.serving_data import ORIGINS, SHOP, end_of, events, write_chain, write_version
 
