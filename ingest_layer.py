@@ -31,7 +31,7 @@ from engine.domain import DeclarationError, Domain
 from engine.ingest.repair import opened, repair
 from engine.runtime import kafka, metrics, observe
 from engine.runtime.progress import Progress
-from engine.runtime.session import spark_session
+from engine.runtime.session import spark_session, with_any_time
 from engine.runtime.settings import Settings, SettingsError, add_flags, environment, from_args
 from engine.storage.checkpoints import Checkpoint, Reading
 from engine.storage.commit import OffsetGap, Piece, StartsAbove, TooSlow
@@ -119,6 +119,10 @@ class Ingest:
 
     def write(self, rows: DataFrame, ranges: Mapping[Place, Range], staging: str) -> int:
         """Write the rows of the given ranges below `staging`, one file per partition; return how many were read."""
+        planned = {(topic, int(p)): offsets for (topic, _, p), offsets in ranges.items()}
+        return with_any_time(rows, self.kafka, planned, lambda readable: self.stage(readable, ranges, staging))
+
+    def stage(self, rows: DataFrame, ranges: Mapping[Place, Range], staging: str) -> int:
         wanted = " ".join(
             f"WHEN '{topic}/{p}' THEN offset >= {start} AND offset < {end}"
             for (topic, _, p), (start, end) in ranges.items()
@@ -127,7 +131,7 @@ class Ingest:
         staged = chosen.selectExpr(*RAW_COLUMNS).sortWithinPartitions("topic", "partition", "offset")
         read = Observation()
         counted = staged.observe(read, F.count(F.lit(1)).alias("rows"))
-        counted.write.partitionBy("topic", "partition").parquet(f"{self.settings.hdfs_url}{staging}")
+        counted.write.mode("overwrite").partitionBy("topic", "partition").parquet(f"{self.settings.hdfs_url}{staging}")
         return int(read.get["rows"])
 
     def report(self, batch: int, pieces: list[Piece], lost: int, started: float) -> None:

@@ -35,7 +35,7 @@ from engine.fold.measures import stored_ddl
 from engine.fold.quality import judged
 from engine.runtime import kafka, metrics, observe
 from engine.runtime.progress import Progress
-from engine.runtime.session import file_writer, spark_session
+from engine.runtime.session import file_writer, spark_session, with_any_time
 from engine.runtime.settings import Settings, SettingsError, add_flags, environment, from_args
 from engine.speed.chain_log import NewChain, NextEpoch, SpeedLog
 from engine.storage import chain as chain_of
@@ -89,9 +89,7 @@ class Speed:
             started = time.monotonic()
             planned = self.reading.planned(batch)
             self.log.follow_versions()
-            decoded = self.decode(rows).persist()
-            typed = self.judge(decoded)
-            positions = self.positions(typed)
+            decoded, typed, positions = with_any_time(rows, self.kafka, planned, self.looked_at)
             self.log.check_topics()
             lost = 0
             while (epoch := self.log.next_epoch(positions, planned)) is not None:
@@ -101,6 +99,12 @@ class Speed:
                     break
                 lost += 1
             decoded.unpersist()
+
+    def looked_at(self, rows: DataFrame) -> tuple[DataFrame, dict[str, DataFrame], pa.Table]:
+        """Decode and judge rows, kept for the next job; return them, each topic's, and their positions."""
+        decoded = self.decode(rows).persist()
+        typed = self.judge(decoded)
+        return decoded, typed, self.positions(typed)
 
     def decode(self, rows: DataFrame) -> DataFrame:
         logs = " ".join(f"WHEN '{topic}' THEN '{lg}'" for topic, lg in self.log.logs.items())

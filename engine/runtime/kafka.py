@@ -26,6 +26,8 @@ from engine.domain import Stream
 from engine.runtime.settings import Settings
 
 REQUEST_SECONDS = 10.0
+# The longest time of a record that is stored, in ms: in microseconds, and with a window added, it still fits into 64 bits.
+LONGEST_MS = 9_200_000_000_000_000
 # Kafka refuses a record whose own timestamp runs ahead of the broker's clock by more than this.
 TOPIC_CONFIG = {"cleanup.policy": "delete", "message.timestamp.after.max.ms": "3600000"}
 
@@ -153,6 +155,41 @@ class Reader:
         finally:
             client.close(autocommit=False, timeout_ms=1000)
 
+    def records(self, topic: str, partition: int, start: int, end: int) -> list[Any]:
+        """Return the committed records of [start, end), as kafka-python gives them.
+
+        Raises:
+            KafkaUnreachable: they did not come in time.
+        """
+        client = _connected(
+            KafkaConsumer,
+            self._settings,
+            self._timeout,
+            group_id=None,
+            enable_auto_commit=False,
+            auto_offset_reset="none",
+            allow_auto_create_topics=False,
+            isolation_level="read_committed",
+        )
+        place, found = TopicPartition(topic, partition), []
+        try:
+            client.assign([place])
+            client.seek(place, start)
+            reached, deadline = start, time.monotonic() + REQUEST_SECONDS
+            while reached < end:
+                found += [record for record in client.poll(timeout_ms=500).get(place, []) if record.offset < end]
+                if client.position(place) > reached:
+                    reached, deadline = client.position(place), time.monotonic() + REQUEST_SECONDS
+                elif time.monotonic() > deadline:
+                    raise KafkaUnreachable(
+                        f"topic '{topic}' partition {partition}: offset {reached} not read in {REQUEST_SECONDS:g} s"
+                    )
+            return found
+        except KafkaError as error:
+            raise _unreachable(self._settings, error) from error
+        finally:
+            client.close(autocommit=False, timeout_ms=1000)
+
     def close(self) -> None:
         """Close the connection."""
         self.admin.close()
@@ -269,10 +306,15 @@ def _records_at(reader: Reader, wanted: Mapping[tuple[str, int], int]) -> dict[t
             f"topic '{late[0].topic}' partition {late[0].partition}: offset {held[late[0]]} not read in {REQUEST_SECONDS:g} s"
         )
     return {
-        (tp.topic, tp.partition): (record.offset, record.timestamp, record.key, record.value)
+        (tp.topic, tp.partition): (record.offset, stored_ms(record.timestamp), record.key, record.value)
         for tp, record in found.items()
         if record is not None and record.offset == held[tp]
     }
+
+
+def stored_ms(milliseconds: int) -> int:
+    """Return a record's time as it is stored; a sender may have set any 64 bits, such as nanoseconds."""
+    return max(-LONGEST_MS, min(milliseconds, LONGEST_MS))
 
 
 def publish_lag(client: KafkaAdminClient, group: str, ends: Mapping[str, Mapping[int, int]]) -> None:

@@ -9,20 +9,27 @@ import os
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pyspark.sql import SparkSession
+import pyarrow as pa
+import structlog
+from pyspark.sql import DataFrame, SparkSession
 
+from engine.runtime import kafka
 from engine.runtime.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 
 # Pieces of one run that are under way at once: while the driver plans one, the executors work on another.
 AT_ONCE = 3
+
+T = TypeVar("T")
+_HEADERS = pa.list_(pa.struct([("key", pa.string()), ("value", pa.binary())]))
+_log = structlog.get_logger("engine.runtime.session")
 
 
 def spark_session(name: str, settings: Settings, conf: dict[str, str] | None = None) -> SparkSession:
@@ -62,6 +69,60 @@ def spark_session(name: str, settings: Settings, conf: dict[str, str] | None = N
         spark.conf.set("spark.sql.shuffle.partitions", str(max(2, spark.sparkContext.defaultParallelism)))
     spark.sparkContext.addPyFile(_our_code())
     return spark
+
+
+def with_any_time(
+    rows: DataFrame,
+    reader: kafka.Reader,
+    ranges: Mapping[tuple[str, int], tuple[int | None, int]],
+    work: Callable[[DataFrame], T],
+) -> T:
+    """Return what `work` makes of a micro-batch, whatever times its records have.
+
+    Spark's source turns a record's milliseconds into microseconds, and ends the job where these need more than 64 bits: a
+    sender of nanoseconds would stop a layer for good. Such a micro-batch is read again without Spark's source, and the time
+    is stored as the longest there is.
+
+    Args:
+        rows: as Spark's Kafka source gives them.
+        ranges: (topic, partition) → start (None: where Kafka begins) and end of what they hold.
+    """
+    try:
+        return work(rows)
+    except Exception as error:
+        if "long overflow" not in str(error):
+            raise
+    told = reader.state({topic for topic, _ in ranges})
+    starts = {
+        place: told[place[0]].partitions[place[1]].start if start is None else start
+        for place, (start, _) in ranges.items()
+    }
+    _log.warning("a record's time is beyond Spark's", topics=sorted(told))
+    records = [
+        record for (topic, p), (_, end) in ranges.items() for record in reader.records(topic, p, starts[topic, p], end)
+    ]
+    return work(rows.sparkSession.createDataFrame(as_source(records)))
+
+
+def as_source(records: Sequence[Any]) -> pa.Table:
+    """Return kafka-python's records in the columns of Spark's Kafka source."""
+    return pa.table(
+        {
+            "key": pa.array([record.key for record in records], pa.binary()),
+            "value": pa.array([record.value for record in records], pa.binary()),
+            "topic": pa.array([record.topic for record in records], pa.string()),
+            "partition": pa.array([record.partition for record in records], pa.int32()),
+            "offset": pa.array([record.offset for record in records], pa.int64()),
+            "timestamp": pa.array(
+                [kafka.stored_ms(record.timestamp) * 1000 for record in records], pa.timestamp("us", "UTC")
+            ),
+            "timestampType": pa.array([record.timestamp_type for record in records], pa.int32()),
+            "headers": pa.array(
+                [[{"key": name, "value": value} for name, value in record.headers] or None for record in records],
+                _HEADERS,
+            ),
+        }
+    )
 
 
 def side_by_side(*work: Callable[[], Any]) -> list[Any]:

@@ -16,7 +16,7 @@ import structlog
 
 from engine.domain import Domain
 from engine.fold.duplicates import KeyWindow
-from engine.runtime.kafka import KafkaLogs, Record, TopicState
+from engine.runtime.kafka import KafkaLogs, Record, TopicState, stored_ms
 from engine.runtime.observe import StartAgain
 from engine.storage import chain as chain_of
 from engine.storage import derived, log, versions
@@ -463,7 +463,7 @@ class _Building:
         ]
         self.newest = max([*good, *([self.newest] if self.newest is not None else [])], default=None)
         if offsets:
-            stamp = pc.cast(rows["kafka_time"], pa.int64())[-1].as_py() // 1000
+            stamp = stored_ms(pc.cast(rows["kafka_time"], pa.int64())[-1].as_py() // 1000)
             self.last.setdefault(topic, {}).setdefault(lg, {})[p] = [offsets[-1], stamp, rows["crc"][-1].as_py()]
 
     def duplicates_table(self) -> pa.Table:

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow.compute as pc
 import structlog
 
-from engine.runtime.kafka import KafkaLogs, PartitionState, Record, TopicState
+from engine.runtime.kafka import KafkaLogs, PartitionState, Record, TopicState, stored_ms
 from engine.storage.log import FileSystem, Partition, Partitions, opened, present_log
 
 # So many offsets without a row at the end of a log are looked at; a transaction leaves one, an aborted one its records, too.
@@ -154,7 +154,7 @@ def _last_row(fs: FileSystem, partition: Partition, below: int) -> Record | None
             # As integers: a sender may have set a time that no datetime holds.
             micros = pc.cast(rows["timestamp"], "int64")[at].as_py()
             row = rows.drop_columns(["timestamp"]).slice(at, 1).to_pylist()[0]
-            return row["offset"], micros // 1000, _bytes(row, "key"), _bytes(row, "value")
+            return row["offset"], stored_ms(micros // 1000), _bytes(row, "key"), _bytes(row, "value")
     return None
 
 

@@ -40,8 +40,8 @@ SCHEMA = pa.schema(
         ("value_bytes", pa.binary()),
     ]
 )
-# Kafka's milliseconds that no column of microseconds holds.
-LONGEST_MS = (2**63 - 1) // 1000
+# Kafka takes any 64 bits of milliseconds from a sender; what is longer than this is stored as this.
+LONGEST_MS = 9_200_000_000_000_000
 ROOT = "/data/master_dataset"
 KAFKA_PATIENCE_SECONDS = 15.0
 
@@ -238,7 +238,7 @@ class RawLog:
         if row is None or row[0] < self._kafka_start(place):
             return None
         for _, records in self._records(place, row[0], row[0] + 1):
-            told = [(one.offset, one.timestamp, one.key, one.value) for one in records[:1]]
+            told = [(one.offset, _held(one.timestamp), one.key, one.value) for one in records[:1]]
             return None if told == [row] else row[0]
         return None
 
@@ -258,7 +258,7 @@ class RawLog:
                     texts[name].encode() if texts[name] is not None else texts[f"{name}_bytes"]
                     for name in ("key", "value")
                 )
-                return texts["offset"], micros // 1000, key, value
+                return texts["offset"], _held(micros // 1000), key, value
         return None
 
     def _poll(self, place: Place, at: int, end: int) -> Iterator[tuple[pa.Table, int]]:
@@ -405,6 +405,10 @@ def read_segment(client: hdfs_native.Client, path: str, base: int) -> Content:
     return Content(rows, end, int(told.get(b"highwater.holes", 0)), is_gap)
 
 
+def _held(milliseconds: int) -> int:
+    return max(-LONGEST_MS, min(milliseconds, LONGEST_MS))
+
+
 def _table(records: list[Any]) -> pa.Table:
     texts: list[str | None] = []
     for record in records:
@@ -415,7 +419,7 @@ def _table(records: list[Any]) -> pa.Table:
     raw = [record.value if text is None else None for record, text in zip(records, texts, strict=True)]
     columns = [
         [record.offset for record in records],
-        [record.timestamp * 1000 if record.timestamp <= LONGEST_MS else None for record in records],
+        [_held(record.timestamp) * 1000 for record in records],
         texts,
         raw,
     ]

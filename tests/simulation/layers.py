@@ -355,7 +355,8 @@ class Speed(stream_layer.Speed):
 
     def __init__(self, world: World, process: Process) -> None:
         self.domain, self.ending = DOMAIN, Running()  # type: ignore[assignment]
-        self.log = SpeedLog.open(Hdfs(world), DOMAIN, Kafka(world))
+        self.kafka = Kafka(world)  # type: ignore[assignment]
+        self.log = SpeedLog.open(Hdfs(world), DOMAIN, self.kafka)  # type: ignore[arg-type]
         self.write = self.log.fs.create
         self.reading = reading_from(world, process, "speed", self.log.next_offsets())
 
