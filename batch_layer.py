@@ -113,23 +113,26 @@ def run(
         and parent.report_hash == domain.report_hash
     )
     newest: Manifest | None = parent
-    if same and not args.full:
-        _log.info("nothing new", domain=domain.name, version=parent.version, held=list(held_back(parent)))
-    else:
-        try:
+    is_new = args.full or not same
+    try:
+        if is_new:
             newest = build.version(
                 spark, fs, domain, settings.hdfs_url, parent, horizon, log, args.full, number, args.candidate
             )
-        except build.VersionDamaged as damage:
-            derived.set_aside(fs, versions.folder(domain.name, parent.version), damage)
-            shown.set_aside(domain.name, 1)
-            raise
-        if newest is None:
-            _log.info("another run was first", domain=domain.name, version=number)
         else:
-            what = "candidate" if args.candidate else "published"
-            facts = {"version": newest.version, "events": newest.events, "held": list(held_back(newest))}
-            _log.info(what, domain=domain.name, **facts, ms=round((time.monotonic() - started) * 1000))
+            build.check_views(fs, parent)
+    except build.VersionDamaged as damage:
+        derived.set_aside(fs, versions.folder(domain.name, parent.version), damage)
+        shown.set_aside(domain.name, 1)
+        raise
+    if not is_new:
+        _log.info("nothing new", domain=domain.name, version=parent.version, held=list(held_back(parent)))
+    elif newest is None:
+        _log.info("another run was first", domain=domain.name, version=number)
+    else:
+        what = "candidate" if args.candidate else "published"
+        facts = {"version": newest.version, "events": newest.events, "held": list(held_back(newest))}
+        _log.info(what, domain=domain.name, **facts, ms=round((time.monotonic() - started) * 1000))
     shown.version(domain.name, newest or parent)
     build.refresh_plain_folders(fs, domain)
     pruned = build.prune(fs, domain, settings.keep_versions)

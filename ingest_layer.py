@@ -112,8 +112,6 @@ class Ingest:
 
             planned = self.reading.planned(batch)
             self.mirror.prove()
-            if self.settings.show_previews:
-                rows.selectExpr("topic", "partition", "offset", "CAST(value AS STRING) AS value").show(5, truncate=100)
             pieces = self.mirror.commit(planned, write, f"ingest-{self.domain.name}")
             self.report(batch, pieces, max(0, attempts - 1), started)
 
@@ -123,6 +121,8 @@ class Ingest:
         return with_any_time(rows, self.kafka, planned, lambda readable: self.stage(readable, ranges, staging))
 
     def stage(self, rows: DataFrame, ranges: Mapping[Place, Range], staging: str) -> int:
+        if self.settings.show_previews:
+            rows.selectExpr("topic", "partition", "offset", "CAST(value AS STRING) AS value").show(5, truncate=100)
         wanted = " ".join(
             f"WHEN '{topic}/{p}' THEN offset >= {start} AND offset < {end}"
             for (topic, _, p), (start, end) in ranges.items()

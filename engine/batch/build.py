@@ -523,6 +523,12 @@ def _write_view(
     return {"hash": view.definition_hash, **written}
 
 
+def check_views(fs: Hdfs, version: Manifest) -> None:
+    """Raise as `_check_files` where the rows of a view are not what the manifest of a version says."""
+    for name, entry in version.views.items():
+        _check_files(fs, f"{versions.folder(version.domain, version.version)}/{name}", entry)
+
+
 def _check_files(fs: Hdfs, folder: str, entry: Mapping[str, Any]) -> None:
     """Raise VersionDamaged where the files of a view do not hold the rows that the manifest says; FileNotFoundError if it was pruned."""
     try:

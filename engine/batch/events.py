@@ -214,6 +214,11 @@ def _type_ranges(
 
     def stage(todo: Mapping[Place, Range], staging: str) -> list[Piece]:
         typed = typed_reader.partitions([topic])[topic]
+        for _, lg, p in todo:
+            start, done = todo[topic, lg, p][0], typed.get(lg, {}).get(p)
+            # The keys before a range tell its duplicates: without the typed log that it continues, copies would count.
+            if (done.head if done else raw[lg][p].origin) != start or (done is not None and done.damage):
+                raise RowsDiffer(f"topic '{topic}' log {lg} partition {p}: the typed log no longer ends at {start}")
         write(raw, typed, {(lg, p): covered for (_, lg, p), covered in todo.items()}, staging)
         pieces = staged_pieces(fs, staging, todo, TYPED_GAP)
         for (_, lg, p), (start, end) in todo.items():

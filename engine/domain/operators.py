@@ -239,7 +239,7 @@ def added(sign: str, left: Said, right: Said) -> Said:
         name = "try_add" if sign == "+" else "try_subtract"
         return combined("TIMESTAMP", (f"{name}({{0}}, {{1}})", f"TRY({{0}} {sign} {{1}})"), left, right)
     if left.kind == right.kind == "TIMESTAMP" and sign == "-":
-        return combined("INTERVAL", "({0} - {1})", left, right)
+        return combined("INTERVAL", ("try_subtract({0}, {1})", "TRY({0} - {1})"), left, right)
     _numbers(sign, left, right)
     kind = _common((left, right))
     if decimal_of(kind) or (kind == "DOUBLE" and left.digits and right.digits):

@@ -136,6 +136,7 @@ class Reader:
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             allow_auto_create_topics=False,
+            isolation_level="read_committed",  # as Spark's source reads: what was aborted is no record
             max_partition_fetch_bytes=65_536,  # one record is wanted, and a larger one comes all the same
             request_timeout_ms=int(REQUEST_SECONDS * 1000),
         )

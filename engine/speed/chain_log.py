@@ -398,14 +398,20 @@ class SpeedLog:
             )
         if typed is None:
             return
+        if typed.damage:
+            raise StartAgain(
+                f"typed events have to be made again, run batch_layer.py: topic '{topic}' log {lg} partition {p}: {typed.damage}"
+            )
         for segment in typed.segments_between(offset - window, offset):
             try:
-                rows = self.fs.open_parquet(segment.path)
+                rows = log.opened(self.fs, segment.path)
                 if rows.metadata.num_rows == 0:
                     continue
                 table = rows.read(columns=["offset", "ukey", "problem"])
             except FileNotFoundError:
                 raise StartAgain(f"{segment.path} was merged into a larger segment meanwhile") from None
+            except DamagedSegment as damage:
+                raise StartAgain(f"typed events have to be made again, run batch_layer.py: {damage}") from damage
             keep = pc.and_(pc.less(table["offset"], offset), pc.is_in(table["problem"], pa.array([None, "duplicate"])))
             kept = table.filter(keep)
             self.keys.remember((topic, lg, p), zip(kept["offset"].to_pylist(), kept["ukey"].to_pylist(), strict=True))

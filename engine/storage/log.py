@@ -300,13 +300,24 @@ class LogReader:
         damage = ""
         if kept[0].base != origin:
             damage = f"it begins at offset {kept[0].base}, its origin is {origin}"
-        elif (hole := _first_break(kept)) is not None:
+        elif (hole := _first_break(kept) or self._first_short(kept, listed.segments)) is not None:
             damage = f"no segment holds offset {hole}, though later ones are there"
         gaps, holes, closed = self._without_rows(kept, listed.has_holes)
         head = kept[-1].end
         assert head is not None
         begun = committed is not None
         return Partition(tuple(kept), origin, head, gaps, holes, begun, continues, closed, tuple(superfluous), damage)
+
+    def _first_short(self, kept: Sequence[Segment], listed: Sequence[Segment]) -> int | None:
+        """Return the end of the first segment that ends below the next one: what lay between them was removed.
+
+        The name of a plain segment does not tell its end, so without this its neighbour would seem to reach as far.
+        """
+        plain = {segment.path for segment in listed if segment.end is None}
+        for segment in kept[:-1]:
+            if segment.path in plain and (end := self.footer(segment).end_from(segment.base)) < (segment.end or 0):
+                return end
+        return None
 
     def _without_rows(
         self, kept: Sequence[Segment], has_holes: bool

@@ -110,7 +110,7 @@ def test_what_other_clients_send_is_ordinary(drill: Pipeline) -> None:
     layers = {name: layer_of(drill, name) for name in ("ingest", "stream")}
     before = drill.ledger()
     broker = drill.env["KAFKA_BOOTSTRAP_SERVERS"]
-    transactions(broker)
+    transactions(broker, ([b"committed"] * 3, True), ([b"aborted"] * 4, False), ([b"committed"], True))
     for codec in ("gzip", "snappy", "lz4", "zstd"):
         console_producer(broker, codec)
     plain = KafkaProducer(bootstrap_servers=broker)
@@ -119,10 +119,17 @@ def test_what_other_clients_send_is_ordinary(drill: Pipeline) -> None:
     plain.close()
     produce(drill, 100, 12)
     drill.wait("all is covered", lambda: everything_covered(drill))
+    # A partition that ends in an aborted transaction is the same log at the next look.
+    transactions(broker, ([b"aborted"] * 2, False))
+    drill.wait("the aborted end is covered", lambda: everything_covered(drill))
+    plain = KafkaProducer(bootstrap_servers=broker)
+    plain.send(TOPIC, value=b'{"symbol": "ODD"}', partition=1)
+    plain.close()
+    drill.wait("all is covered", lambda: everything_covered(drill))
     after = drill.ledger()
     assert sum(row["holes"] for row in after["partitions"]) >= 1 + 5 + 1
     malformed = [ledger["quarantined"].get("malformed", 0) for ledger in (before, after)]
-    assert malformed[1] - malformed[0] >= 3 + 4 * 3 + 3
+    assert malformed[1] - malformed[0] >= 3 + 4 * 3 + 3 + 1
     aborted = drill.get(f"/v1/quarantine?topic={TOPIC}&limit=1000")["rows"]
     assert not [row for row in aborted if "aborted" in (row["value"] or "")]
     drill.run("batch_layer.py")
@@ -133,11 +140,11 @@ def test_what_other_clients_send_is_ordinary(drill: Pipeline) -> None:
         drill.stop(name)
 
 
-def transactions(broker: str) -> None:
-    """Three records committed, four aborted, one committed."""
+def transactions(broker: str, *told: tuple[list[bytes], bool]) -> None:
+    """Send the values of each transaction, and commit or abort it."""
     producer = KafkaProducer(bootstrap_servers=broker, transactional_id="drill", compression_type="lz4")
     producer.init_transactions()
-    for values, commits in (([b"committed"] * 3, True), ([b"aborted"] * 4, False), ([b"committed"], True)):
+    for values, commits in told:
         producer.begin_transaction()
         for value in values:
             producer.send(TOPIC, value=value, partition=0)

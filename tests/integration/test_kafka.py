@@ -210,6 +210,30 @@ def test_an_open_transaction_is_not_the_end_and_its_marker_is_an_offset(
     reader.close()
 
 
+def test_what_was_aborted_at_the_end_of_a_log_is_no_record(
+    settings: Settings, client: KafkaAdminClient, stream: Stream
+) -> None:
+    """Else the offsets behind the last stored row would seem to have been filled since: another log."""
+    kafka.ensure_topics(settings, [stream])
+    send(settings, stream.topic, b"0")
+    producer = KafkaProducer(
+        bootstrap_servers=settings.kafka_bootstrap_servers, transactional_id=f"tests-{stream.topic}"
+    )
+    producer.init_transactions()
+    producer.begin_transaction()
+    producer.send(stream.topic, value=b"1", partition=1)
+    producer.flush(timeout=30)
+    producer.abort_transaction()
+    producer.close()
+    reader = kafka.consumer(settings)
+    deadline = time.monotonic() + 20
+    while reader.state([stream.topic])[stream.topic].partitions[1].end != 3 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert [record(reader, stream.topic, 1, offset) is None for offset in (0, 1, 2)] == [False, True, True]
+    assert [found.offset for found in reader.records(stream.topic, 1, 0, 3)] == [0]
+    reader.close()
+
+
 def test_lag_is_visible_to_group_tools(settings: Settings, client: KafkaAdminClient, stream: Stream) -> None:
     kafka.ensure_topics(settings, [stream])
     group = f"highwater.test.{stream.topic}"

@@ -364,6 +364,16 @@ def test_damaged_rows_of_the_parent_are_set_aside_and_folded_anew(fs: LocalFs, r
     assert rows(fs, 2, "shop_orders") == [{"shop": "north", "orders": 1}, {"shop": "south", "orders": 2}]
 
 
+def test_a_damaged_version_is_made_again_although_nothing_is_new(fs: LocalFs, run: Run) -> None:
+    ingest(fs, 0, ("north", 1), ("south", 1))
+    run()
+    assert run().version == 1
+    fs.delete(part_of(fs, 1, "shop_orders"))
+    made = run()
+    assert (made.version, made.events, aside(run)) == (2, 2, 1)
+    assert rows(fs, 2, "shop_orders") == [{"shop": "north", "orders": 1}, {"shop": "south", "orders": 1}]
+
+
 def test_a_run_that_loses_a_file_on_its_way_lists_again_and_then_asks_to_be_restarted(
     fs: LocalFs, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

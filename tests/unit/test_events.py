@@ -15,6 +15,7 @@ import pytest
 from engine.batch import build, events
 from engine.batch.events import WriteTyped
 from engine.domain import Domain, Stream, View, count
+from engine.storage import log
 from engine.storage.commit import Piece, commit, commit_empty, commit_origin, gap_segment, staged_pieces
 from engine.storage.log import MASTER, LogReader, MasterWentBack, Origin, Partition, segment_path, typed_root
 from engine.storage.versions import Manifest
@@ -34,9 +35,9 @@ def writer(fs: LocalFs, passes: list[tuple[int, int]], meanwhile: Callable[[], N
 
     def write_ranges(raw: Any, typed: Any, ranges: Any, staging: str) -> None:
         assert len(passes) < 8, "it follows the head"
-        for (log, p), (start, end) in ranges.items():
+        for (lg, p), (start, end) in ranges.items():
             passes.append((start, end))
-            folder = f"{staging}/topic={STREAM.topic}/log={log}/partition={p}"
+            folder = f"{staging}/topic={STREAM.topic}/log={lg}/partition={p}"
             fs.create(f"{folder}/part-0.parquet", parquet(rows_of(fs, start, end)))
         meanwhile()
 
@@ -181,6 +182,61 @@ def test_a_copy_put_back_over_a_segment_that_was_read_again_counts_as_far_as_the
     fs.create(path, copy)
     assert events.extend_typed(fs, STREAM, writer(fs, [])) == 11
     assert LogReader(fs).partitions([STREAM.topic])[STREAM.topic]["log1"]["0"].holes == ((5, 6),)
+
+
+def test_a_segment_removed_from_the_middle_is_missed(tmp_path: Path) -> None:
+    """Its neighbour must not seem to reach up to the next one."""
+    fs = LocalFs(tmp_path)
+    for start in (0, 10, 20):
+        write(fs, MASTER, start, start + 10)
+        assert events.extend_typed(fs, STREAM, writer(fs, [])) == 10
+    fs.delete(segment_path(typed_root(STREAM), STREAM.topic, "log1", "0", 10))
+    assert typed_part(fs).damage == "no segment holds offset 10, though later ones are there"
+    assert events.extend_typed(fs, STREAM, writer(fs, [])) == 30  # made again
+    fs.delete(segment_path(MASTER, STREAM.topic, "log1", "0", 10))
+    with pytest.raises(MasterWentBack, match="no segment holds offset 10"):
+        events.extend_typed(fs, STREAM, writer(fs, []))
+
+
+def test_a_damaged_segment_in_the_middle_is_told_however_long_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log, "GAP_MAX_BYTES", 0)
+    fs = LocalFs(tmp_path)
+    for start in (0, 10, 20):
+        write(fs, MASTER, start, start + 10)
+        events.extend_typed(fs, STREAM, writer(fs, []))
+    fs._at(segment_path(typed_root(STREAM), STREAM.topic, "log1", "0", 10)).write_bytes(b"PAR1 no more")
+    assert events.extend_typed(fs, STREAM, writer(fs, [])) == 30
+    fs._at(segment_path(MASTER, STREAM.topic, "log1", "0", 10)).write_bytes(b"PAR1 no more")
+    with pytest.raises(MasterWentBack, match="is damaged"):
+        events.extend_typed(fs, STREAM, writer(fs, []))
+
+
+def test_a_typed_log_that_is_taken_away_before_its_rows_are_typed_lends_no_keys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another run makes it again meanwhile, up to the same head: what we type must know the keys below it."""
+    fs = LocalFs(tmp_path)
+    write(fs, MASTER, 0, 4)
+    events.extend_typed(fs, STREAM, writer(fs, []))
+    write(fs, MASTER, 4, 8)
+    real, taken = events.commit, []
+
+    def commit_after_another_took_it_away(*given: Any) -> Any:
+        stage = given[4]
+
+        def staged(todo: Any, staging: str) -> Any:
+            if not taken:
+                taken.append(True)
+                events.forget_topic(fs, STREAM)
+            return stage(todo, staging)
+
+        return real(*given[:4], staged, *given[5:])
+
+    monkeypatch.setattr(events, "commit", commit_after_another_took_it_away)
+    with pytest.raises(events.RowsDiffer, match="no longer ends at 4"):
+        events.extend_typed(fs, STREAM, writer(fs, []))
 
 
 def head(fs: LocalFs) -> int:

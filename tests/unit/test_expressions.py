@@ -233,6 +233,14 @@ def test_conditions_texts_and_times_are_alike(spark: SparkSession) -> None:
     )
 
 
+def test_a_difference_of_times_that_no_interval_holds_is_null_everywhere(spark: SparkSession) -> None:
+    far = "u" + " + INTERVAL 10000 YEAR" * 29 + " + INTERVAL 500 YEAR"
+    text = f"{far} - t < INTERVAL 1 DAY"
+    values = assert_alike(spark, [text, f"{far} > t"])
+    row = of(t=datetime(1, 1, 1), u=datetime(1970, 1, 1))
+    assert (values[text][row], values[f"{far} > t"][row]) == (None, True)
+
+
 def _tree(leaf: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
     return st.recursive(
         leaf,
