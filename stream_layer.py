@@ -38,8 +38,7 @@ from engine.runtime.progress import Progress
 from engine.runtime.session import file_writer, spark_session, with_any_time
 from engine.runtime.settings import Settings, SettingsError, add_flags, environment, from_args
 from engine.speed.chain_log import NewChain, NextEpoch, SpeedLog
-from engine.storage import chain as chain_of
-from engine.storage import versions
+from engine.storage import chains, versions
 from engine.storage.checkpoints import Checkpoint, Reading
 from engine.storage.commit import OffsetGap
 from engine.storage.continuity import DataExpired, LogReplaced
@@ -163,7 +162,7 @@ class Speed:
         table = union.toArrow()
         if self.settings.show_previews:
             print(table.slice(0, 5).to_pylist())
-        return {view.name: chain_of.rows_of(table, view.name) for view in self.domain.views}
+        return {view.name: chains.rows_of(table, view.name) for view in self.domain.views}
 
     def report(self, batch: int, epoch: NextEpoch, lost: int, started: float) -> None:
         ends = {

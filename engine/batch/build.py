@@ -29,9 +29,8 @@ from engine.domain import (
 )
 from engine.fold import spark_fold as fold
 from engine.runtime.session import side_by_side
-from engine.storage import chain as chain_of
-from engine.storage import derived, versions
-from engine.storage.chain import Chain, Epoch
+from engine.storage import chains, derived, versions
+from engine.storage.chains import Chain, Epoch
 from engine.storage.hdfs import Hdfs, HdfsUnavailable
 from engine.storage.log import (
     STAGING,
@@ -116,7 +115,7 @@ def basis(fs: Hdfs, domain: Domain, candidate: bool) -> tuple[Domain, Manifest, 
 
 def _next_number(fs: Hdfs, domain: str, chosen: versions.Choice | None) -> int:
     """Return a number that no version ever had: neither one that is there, nor one that something names, nor the newest taken."""
-    named = [chain.version for chain in chain_of.chains(fs, domain)] + ([chosen.version] if chosen else [])
+    named = [chain.version for chain in chains.chains(fs, domain)] + ([chosen.version] if chosen else [])
     taken = derived.newest_taken(fs, f"{versions.TAKEN_VERSIONS}/{domain}", f"{versions.VERSIONS}/{domain}")
     return 1 + max([*versions.numbers(fs, domain), *named, taken])
 
@@ -170,10 +169,10 @@ def heads(log: Partitions) -> Position:
 
 def newest_chain(fs: Hdfs, domain: Domain) -> tuple[Chain | None, list[Epoch]]:
     """Return the newest chain of this definition with the footers of its consecutive epochs."""
-    known = [c for c in chain_of.chains(fs, domain.name) if c.definition_hash == domain.definition_hash]
+    known = [c for c in chains.chains(fs, domain.name) if c.definition_hash == domain.definition_hash]
     if not known:
         return None, []
-    return known[-1], chain_of.epochs(fs, domain.name, known[-1].number)
+    return known[-1], chains.epochs(fs, domain.name, known[-1].number)
 
 
 def version(
@@ -298,26 +297,26 @@ def prune(fs: Hdfs, domain: Domain, keep: int) -> dict[str, int]:
     A version stays if it is served or chosen, if the newest chain starts from it, or if one that stays names it for a report.
     """
     manifests = versions.manifests(fs, domain.name)
-    chains = chain_of.chains(fs, domain.name)
+    known = chains.chains(fs, domain.name)
     chosen = versions.choice(fs, domain.name)
     wanted = {m.version for m in [*manifests[-keep:], *versions.allowed(manifests, chosen)[:1]]}
-    wanted |= {c.version for c in chains[-1:]} | ({chosen.version} if chosen else set())
+    wanted |= {c.version for c in known[-1:]} | ({chosen.version} if chosen else set())
     for manifest in reversed(manifests):  # what a version names is older than it
         if manifest.version in wanted:
             wanted |= {int(entry["version"] or 0) for entry in manifest.reports.values()}
     gone = [m.version for m in manifests if m.version not in wanted and _taken_away(fs, domain.name, m.version)]
     kept = [m for m in manifests if m.version not in gone]
     pruned = {"versions": len(gone), "epochs": 0, "chains": 0}
-    for number, chain in enumerate(chains):
-        epochs = chain_of.epochs(fs, domain.name, chain.number)
-        below = [chain_of.fits(chain, epochs, m.horizon, m.version) for m in kept]
+    for number, chain in enumerate(known):
+        epochs = chains.epochs(fs, domain.name, chain.number)
+        below = [chains.fits(chain, epochs, m.horizon, m.version) for m in kept]
         fitting = [count for count in below if count is not None]
-        if not fitting and number < len(chains) - 1:
+        if not fitting and number < len(known) - 1:
             fs.delete(chain.folder, recursive=True)
             pruned["chains"] += 1
             continue
         for epoch in epochs[: min([*fitting, len(epochs) - 1]) if fitting else 0]:  # the last one holds the chain's end
-            fs.delete(chain_of.epoch_path(domain.name, chain.number, epoch.number))
+            fs.delete(chains.epoch_path(domain.name, chain.number, epoch.number))
             pruned["epochs"] += 1
     return pruned
 

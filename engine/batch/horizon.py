@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-from engine.storage.chain import Chain, Epoch, speaks_of
+from engine.storage.chains import Chain, Epoch, speaks_of
 from engine.storage.log import Position, covers, offset_in, overlay
 
 STREAM_DOWN_AFTER = timedelta(minutes=1)

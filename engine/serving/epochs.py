@@ -19,8 +19,8 @@ import structlog
 from engine.domain import Domain, View
 from engine.fold.measures import stored_schema
 from engine.serving.query import merge_tables
-from engine.storage import chain as chains
-from engine.storage.chain import Chain, Epoch, continues
+from engine.storage import chains
+from engine.storage.chains import Chain, Epoch, continues
 from engine.storage.log import Position, offset_in
 from engine.storage.versions import Manifest
 

@@ -18,8 +18,8 @@ from engine.serving import store as stores
 from engine.serving.replica import manifest_of, snapshot_of
 from engine.serving.snapshot import Loader, Snapshot, needed, nothing
 from engine.serving.store import MANIFEST, NO_DIGEST, Place, Pointer, Run, Torn, Version
-from engine.storage import chain as chains
-from engine.storage.chain import Epoch, continues
+from engine.storage import chains
+from engine.storage.chains import Epoch, continues
 from engine.storage.log import LogReader, covers
 from engine.storage.versions import VersionUnknown, definition_followed, definition_of
 

@@ -21,7 +21,7 @@ from engine.serving.epochs import Blocks, stored, view_rows
 from engine.serving.snapshot import Snapshot, fallen, nothing
 from engine.serving.store import MANIFEST, Pointer, Run, Store, Torn
 from engine.storage import versions
-from engine.storage.chain import Epoch, continues, parsed_epoch, speaks_of
+from engine.storage.chains import Epoch, continues, parsed_epoch, speaks_of
 from engine.storage.log import covers
 from engine.storage.versions import Manifest
 

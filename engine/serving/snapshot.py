@@ -21,9 +21,8 @@ import structlog
 from engine.domain import Domain, View
 from engine.fold.measures import stored_schema
 from engine.serving.epochs import Epochs, stored
-from engine.storage import chain as chains
-from engine.storage import versions
-from engine.storage.chain import HOLE, Chain, Epoch
+from engine.storage import chains, versions
+from engine.storage.chains import HOLE, Chain, Epoch
 from engine.storage.derived import Damaged
 from engine.storage.hdfs import Entry
 from engine.storage.log import LogReader, Position, covers, each, offset_in

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from engine.storage.chain import Chain
+from engine.storage.chains import Chain
 from engine.storage.log import Position
 
 CELL_BYTES = 512 * 1024

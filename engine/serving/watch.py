@@ -14,7 +14,7 @@ from typing import Any
 
 from engine.domain import UNKNOWN_FIELDS, Domain
 from engine.serving.snapshot import Snapshot
-from engine.storage.chain import HOLE
+from engine.storage.chains import HOLE
 from engine.storage.log import (
     EVENTS,
     LogReader,

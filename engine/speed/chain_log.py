@@ -18,9 +18,8 @@ from engine.domain import Domain
 from engine.fold.duplicates import KeyWindow
 from engine.runtime.kafka import KafkaLogs, Record, TopicState, stored_ms
 from engine.runtime.observe import StartAgain
-from engine.storage import chain as chain_of
-from engine.storage import derived, log, versions
-from engine.storage.chain import HOLE, KEYS, KEYS_TYPE, Chain, Epoch
+from engine.storage import chains, derived, log, versions
+from engine.storage.chains import HOLE, KEYS, KEYS_TYPE, Chain, Epoch
 from engine.storage.commit import OffsetGap
 from engine.storage.continuity import DataExpired, by_topic, check_continuity, lineages, present_logs, verdicts
 from engine.storage.derived import Damaged
@@ -137,14 +136,14 @@ class SpeedLog:
 
         def attempt() -> SpeedLog | None:
             # Asked first: where another stream job begins a chain meanwhile, ours gets no number, and we look at that one.
-            number = chain_of.next_number(fs, domain.name)
+            number = chains.next_number(fs, domain.name)
             lost: list[list[Any]] = []
             fitting: tuple[Chain, list[Epoch]] | None = None
-            for known in reversed(chain_of.chains(fs, domain.name, damaged)):
-                found = chain_of.epochs(fs, domain.name, known.number, damaged)
-                whole = len(found) == len(chain_of.epoch_numbers(fs, domain.name, known.number))
-                whole = whole and not chain_of.closed(fs, domain.name, known.number)
-                present = all(chain_of.speaks_of(known, topic, lg) for topic, lg in logs.items())
+            for known in reversed(chains.chains(fs, domain.name, damaged)):
+                found = chains.epochs(fs, domain.name, known.number, damaged)
+                whole = len(found) == len(chains.epoch_numbers(fs, domain.name, known.number))
+                whole = whole and not chains.closed(fs, domain.name, known.number)
+                present = all(chains.speaks_of(known, topic, lg) for topic, lg in logs.items())
                 same = whole and present and known.definition_hash == domain.definition_hash
                 # Serving never moves to an older chain: where a newer one counted what is lost, a new one has to say so.
                 same = same and all(through < known.number for through, _ in lost)
@@ -152,7 +151,7 @@ class SpeedLog:
                 if fallen:  # another stream job may have counted what Kafka got after it was asked: the larger bound is read last
                     fallen = _lost(known, found, logs, raw, start, kafka, _asked_again(kafka, state))
                 if fitting is None and same and not fallen:
-                    fits = chain_of.fits(known, found, newest.horizon, newest.version) is not None
+                    fits = chains.fits(known, found, newest.horizon, newest.version) is not None
                     fitting = (known, found) if fits else None
                 elif fitting and fallen and not _handed_on(fitting[0], known.number, fallen):
                     fitting = None  # serving may follow the older one, which had counted further
@@ -161,7 +160,7 @@ class SpeedLog:
             if fitting:
                 return cls(fs, domain, kafka, state, logs, *fitting)
             now = datetime.now(UTC).isoformat()
-            begun = chain_of.begin(fs, domain, number, newest.version, start, origins, now, lost[:LOSSES])
+            begun = chains.begin(fs, domain, number, newest.version, start, origins, now, lost[:LOSSES])
             return cls(fs, domain, kafka, state, logs, begun, []) if begun else None
 
         start = _start_at(newest, origins)
@@ -218,7 +217,7 @@ class SpeedLog:
             NewChain: the newest version does not fit the chain, or the chain was damaged or deleted.
         """
         self.check_topics()
-        there = chain_of.epoch_numbers(self.fs, self.domain.name, self.chain.number)
+        there = chains.epoch_numbers(self.fs, self.domain.name, self.chain.number)
         last = self.next_number - 1
         ours = [number for number in there if number <= last]
         whole = ours == list(range(ours[0], last + 1)) if ours else last < 0
@@ -234,7 +233,7 @@ class SpeedLog:
         self.epochs = pruned
         newest = versions.followed(self.fs, self.domain)
         _refuse_other_definition(self.domain, newest)
-        if chain_of.fits(self.chain, self.epochs, newest.horizon, newest.version) is None:
+        if chains.fits(self.chain, self.epochs, newest.horizon, newest.version) is None:
             raise NewChain(f"version {newest.version} ends at no epoch of chain {self.chain.number}")
         self.seen = seen
 
@@ -336,8 +335,8 @@ class SpeedLog:
             created_at=datetime.now(UTC).isoformat(),
             last=following.last,
         )
-        data = chain_of.epoch_file(self.domain, epoch, partials, _keys_table(following.valid))
-        if chain_of.append(self.fs, self.chain, following.number, data, write):
+        data = chains.epoch_file(self.domain, epoch, partials, _keys_table(following.valid))
+        if chains.append(self.fs, self.chain, following.number, data, write):
             self.epochs.append(epoch)
             for place, valid in following.valid.items():
                 self.keys.remember(place, valid)
@@ -349,13 +348,13 @@ class SpeedLog:
         return False
 
     def _catch_up(self) -> None:
-        for number in chain_of.epoch_numbers(self.fs, self.domain.name, self.chain.number):
+        for number in chains.epoch_numbers(self.fs, self.domain.name, self.chain.number):
             if number == self.next_number:
                 try:
-                    epoch, table = chain_of.read_epoch(self.fs, self.domain.name, self.chain.number, number)
+                    epoch, table = chains.read_epoch(self.fs, self.domain.name, self.chain.number, number)
                 except (FileNotFoundError, Damaged) as error:
                     raise NewChain(f"chain {self.chain.number} has lost epoch {number}: {error}") from error
-                if not chain_of.continues(self.end, epoch.start):
+                if not chains.continues(self.end, epoch.start):
                     raise NewChain(
                         f"chain {self.chain.number} epoch {number} does not start where the one before it ends"
                     )
@@ -385,7 +384,7 @@ class SpeedLog:
                 for p, offset in by.items():
                     self._remember_typed(stream.topic, lg, p, offset, stream.duplicate_window, typed.get(lg, {}).get(p))
         for epoch in self.epochs:
-            self._remember(chain_of.read_epoch(self.fs, self.domain.name, self.chain.number, epoch.number)[1])
+            self._remember(chains.read_epoch(self.fs, self.domain.name, self.chain.number, epoch.number)[1])
         return self.keys
 
     def _remember_typed(
@@ -411,7 +410,7 @@ class SpeedLog:
             self.keys.remember((topic, lg, p), zip(kept["offset"].to_pylist(), kept["ukey"].to_pylist(), strict=True))
 
     def _remember(self, epoch: pa.Table) -> None:
-        for place, rows in _by_partition(chain_of.rows_of(epoch, KEYS)).items():
+        for place, rows in _by_partition(chains.rows_of(epoch, KEYS)).items():
             self.keys.remember(place, zip(rows["offset"].to_pylist(), rows["ukey"].to_pylist(), strict=True))
 
     def _refuse_expired(self, state: Mapping[str, TopicState], newest: Manifest) -> None:

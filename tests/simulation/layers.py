@@ -36,9 +36,9 @@ from engine.serving import epochs, snapshot
 from engine.serving.query import open_database
 from engine.serving.snapshot import Loader, Snapshot, summed
 from engine.serving.watch import Watch
-from engine.speed import chain_log as speed
+from engine.speed import chain_log
 from engine.speed.chain_log import NewChain, SpeedLog
-from engine.storage import chain, commit, compact, continuity, derived, log, versions
+from engine.storage import chains, commit, compact, continuity, derived, log, versions
 from engine.storage.checkpoints import Reading
 from engine.storage.commit import StartsAbove, TooSlow
 from engine.storage.continuity import DataExpired, LogReplaced
@@ -73,7 +73,7 @@ AGAIN = (StartAgain, StartsAbove, TooSlow, NewChain, RowsDiffer, HdfsUnavailable
 MODULES = (
     batch_layer,
     build,
-    chain,
+    chains,
     commit,
     compact,
     continuity,
@@ -83,7 +83,7 @@ MODULES = (
     log,
     mirror,
     snapshot,
-    speed,
+    chain_log,
     versions,
 )
 

@@ -18,8 +18,7 @@ from engine.batch.plan import planned
 from engine.domain import Domain, Report
 from engine.runtime import settings
 from engine.runtime.metrics import BatchMetrics
-from engine.storage import chain as chains
-from engine.storage import derived, versions
+from engine.storage import chains, derived, versions
 from engine.storage.hdfs import HdfsUnavailable
 from engine.storage.log import MASTER, MasterWentBack, segment_path, typed_root
 from engine.storage.versions import Manifest, VersionUnknown

@@ -120,7 +120,7 @@ def test_the_recount_shares_only_declarations_and_settings_with_the_layers(name:
         "engine.domain",
         "engine.runtime.settings",
         "engine.storage.log",
-        "engine.storage.chain",
+        "engine.storage.chains",
         "engine.storage.versions",
     ],
 )

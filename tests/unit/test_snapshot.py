@@ -16,8 +16,7 @@ from engine.serving.parameters import view_query
 from engine.serving.query import fetch_rows, open_database
 from engine.serving.snapshot import Loader, Snapshot
 from engine.serving.watch import Seen, Watch
-from engine.storage import chain as chains
-from engine.storage import versions
+from engine.storage import chains, versions
 from engine.storage.log import MASTER, Partition, covers, segment_path
 from tests.unit.localfs import LocalFs
 from tests.unit.serving_data import (

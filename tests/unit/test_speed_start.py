@@ -16,10 +16,9 @@ from engine.runtime.kafka import PartitionState, Record, TopicState
 from engine.runtime.observe import StartAgain
 from engine.serving.query import open_database
 from engine.serving.snapshot import Loader
-from engine.speed import chain_log as speed
+from engine.speed import chain_log
 from engine.speed.chain_log import NewChain, SpeedLog
-from engine.storage import chain as chains
-from engine.storage import versions
+from engine.storage import chains, versions
 from engine.storage.commit import OffsetGap
 from tests.unit.localfs import LocalFs
 from tests.unit.serving_data import (
@@ -75,7 +74,7 @@ class World:
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     made = World(tmp_path)
-    monkeypatch.setattr(speed, "verdicts", lambda *_: {})
+    monkeypatch.setattr(chain_log, "verdicts", lambda *_: {})
     monkeypatch.setattr(SpeedLog, "_remember_typed", lambda *_: None)  # the rows of these tests have no unique keys
     return made
 

@@ -20,7 +20,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import structlog
 
 from engine.domain import Domain
 from engine.fold.measures import stored_schema
@@ -31,7 +30,8 @@ from engine.storage.hdfs import HdfsUnavailable
 from engine.storage.log import STAGING, FileSystem, Position, offset_in
 
 SPEED = "/data/speed_views"
-# The newest numbers of chains that were taken (`engine.storage.derived`), not in the folder of the domain, so that they survive its deletion.
+# The newest numbers of chains that were taken (`engine.storage.derived`), not in the folder of the domain, so that they
+# survive its deletion.
 TAKEN = f"{SPEED}/_taken"
 KEYS = "keys"
 # Name under which an epoch counts the offsets of its range that have no record.
@@ -46,8 +46,6 @@ KEYS_TYPE = pa.struct(
         ("offset", pa.int64()),
     ]
 )
-
-_log = structlog.get_logger("engine.storage.chain")
 
 
 @dataclass(frozen=True)
