@@ -29,7 +29,7 @@ from pyspark.sql import functions as F
 
 import domains
 from engine.domain import FRESH_ROWS, DeclarationError, Domain
-from engine.fold import spark_fold as fold
+from engine.fold import spark_fold
 from engine.fold.decode import decode_domain, decoded_columns
 from engine.fold.measures import stored_ddl
 from engine.fold.quality import judged
@@ -150,10 +150,10 @@ class Speed:
                 doubles = F.broadcast(spark.createDataFrame(duplicates))
                 counted = counted.join(doubles, ["topic", "partition", "offset"], "left_anti")
             good[topic] = counted
-        fold.register_good_rows(good, FRESH_ROWS)
+        spark_fold.register_good_rows(good, FRESH_ROWS)
         union: DataFrame | None = None
         for view in self.domain.views:
-            found = fold.partials(spark, view, FRESH_ROWS, one_task=True)
+            found = spark_fold.partials(spark, view, FRESH_ROWS, one_task=True)
             one = found.select(
                 F.lit(view.name).alias("kind"), F.struct(*found.columns).cast(stored_ddl(view)).alias(view.name)
             )

@@ -27,7 +27,7 @@ from engine.domain import (
     Stream,
     unknown_order,
 )
-from engine.fold import spark_fold as fold
+from engine.fold import spark_fold
 from engine.runtime.session import side_by_side
 from engine.storage import chains, derived, versions
 from engine.storage.chains import Chain, Epoch
@@ -363,7 +363,7 @@ def _register(
     for stream in domain.streams:
         rows = read_typed(spark, url, stream, log[stream.topic], ranges[stream.topic])
         good[stream.topic] = rows.where("problem IS NULL")
-    fold.register_good_rows(good, prefix)
+    spark_fold.register_good_rows(good, prefix)
 
 
 def _ledger(
@@ -511,8 +511,8 @@ def _write_view(
         folder = f"{versions.folder(domain.name, parent.version)}/{name}"
         _check_files(fs, folder, entry)
         earlier = spark.read.parquet(*(f"{url}{folder}/{file}" for file in entry["files"]))
-    fresh = fold.partials(spark, view, NEW_ROWS if continues else ALL_ROWS)
-    rows = fold.merged(spark, view, earlier, fresh)
+    fresh = spark_fold.partials(spark, view, NEW_ROWS if continues else ALL_ROWS)
+    rows = spark_fold.merged(spark, view, earlier, fresh)
     try:
         written = _write(fs, rows.sortWithinPartitions(*view.keys) if view.keys else rows, url, f"{staging}/{name}")
     except (PySparkException, Py4JJavaError) as error:
@@ -550,7 +550,7 @@ def _write_reports(
         failed: dict[str, dict[str, Any]] = {}
         error = None
         try:
-            rows, failed = fold.report_rows(spark, report)
+            rows, failed = spark_fold.report_rows(spark, report)
             computed.append(rows)
             written = {} if failed else _write(fs, rows, url, f"{staging}/{report.name}")
         except (PySparkException, Py4JJavaError) as raised:

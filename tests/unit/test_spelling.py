@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from pyspark.sql import SparkSession
 
 from engine.domain import Domain, Stream, View, count, distinct, max_of, min_of
-from engine.fold import measures
-from engine.fold import spark_fold as fold
+from engine.fold import measures, spark_fold
 from engine.fold.decode import decode_rows
 from engine.produce.validate import EventRefused, checker
 from engine.verify import recompute
@@ -127,12 +126,12 @@ def test_a_zero_has_no_sign_as_a_dimension_or_an_extreme_in_any_engine(spark: Sp
     placed = {"topic": "doubles", "log": "L", "partition": "0"}
     for name, value in placed.items():
         typed = typed.append_column(name, pa.array([value] * len(typed)))
-    fold.register_good_rows({"doubles": spark.createDataFrame(typed)})
+    spark_fold.register_good_rows({"doubles": spark.createDataFrame(typed)})
     con = open_database()
     load(con, SIGNS, [(("doubles", "L", "0"), log)], len(texts))
     as_of = {"coverage": {"doubles": {"L": {"0": len(texts)}}}, "horizon": {}}
     for view in SIGNS.views:
-        rows = fold.partials(spark, view).toArrow().cast(measures.stored_schema(view)).to_pylist()
+        rows = spark_fold.partials(spark, view).toArrow().cast(measures.stored_schema(view)).to_pylist()
         wanted = [{"v": 0.0, "n": 5}] if view.by else [{"least": 0.0, "most": 0.0}]
         for answer in (rows, view_rows(con, SIGNS, view, question_of(view, []), as_of)):
             assert repr(answer) == repr(wanted)
