@@ -52,7 +52,7 @@ FOLDERS = (
     Folder("/checkpoints/speed", "stream", 0o700),
 )
 
-_log = structlog.get_logger("prepare")
+_log = structlog.get_logger("engine.prepare")
 
 
 def main(argv: list[str] | None = None) -> None:

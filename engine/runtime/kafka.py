@@ -34,8 +34,7 @@ TOPIC_CONFIG = {"cleanup.policy": "delete", "message.timestamp.after.max.ms": "3
 _UNKNOWN_TOPIC, _ALREADY_EXISTS, _INVALID_CONFIG = 3, 36, 40
 _T = TypeVar("_T")
 
-log = structlog.get_logger(__name__)
-
+_log = structlog.get_logger("engine.runtime.kafka")
 
 Record = tuple[int, int, bytes | None, bytes | None]  # offset, timestamp in ms, key, value
 Generation = tuple[str, tuple[tuple[int, int], ...]]  # topic id, (partition, leader's epoch) of each
@@ -196,7 +195,7 @@ class Reader:
 
 
 def consumer(settings: Settings, timeout: float = 5.0) -> Reader:
-    """Connect what `record_at` and `log_ranges` read with.
+    """Connect what reads generations, ranges and records.
 
     Raises:
         KafkaUnreachable: nothing answered.
@@ -337,7 +336,7 @@ def publish_lag(client: KafkaAdminClient, group: str, ends: Mapping[str, Mapping
         if offsets:
             _answer(ask, patience=3.0)
     except (KafkaError, KafkaUnreachable, OSError, RuntimeError) as error:
-        log.debug("lag not published", group=group, error=repr(error))
+        _log.debug("lag not published", group=group, error=repr(error))
 
 
 def _connected(client: type[_T], settings: Settings, timeout: float, **config: Any) -> _T:

@@ -29,7 +29,7 @@ PRUNE_SECONDS = 60.0
 # After another writer was first: it is at work, so we stand by.
 STAND_BY_SECONDS = 5.0
 
-_log = structlog.get_logger("engine.materialise")
+_log = structlog.get_logger("engine.serving.materialise")
 
 
 class OtherCluster(RuntimeError):

@@ -75,11 +75,6 @@ def parse_event(text: str | None) -> dict[str, Any]:
     return event
 
 
-def read_row(stream: Stream, text: str | None) -> tuple[Any, ...]:
-    """Return the typed values of one event in the order of the columns; times in epoch µs. Raises Malformed."""
-    return _row(parse_event(text), _readers(stream))
-
-
 def typed_table(stream: Stream, raw: pa.Table) -> pa.Table:
     """Return offset, kafka_time, event_time, the stream's columns, problem ('malformed' or NULL) and unknown of raw rows."""
     readers = _readers(stream)
