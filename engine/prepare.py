@@ -4,7 +4,9 @@ python -m engine.prepare topics --domain learning      make what is missing, wai
 python -m engine.prepare folders                       as HDFS's superuser: folders, owners, access lists
 
 Both may run again at any time and change nothing that is right already. The layers need neither: each makes its own
-topics, and where all of them share one user, folders appear as they are written. Exit 0; 2 a wrong setting; 75 start again.
+topics, and where all of them share one user, folders appear as they are written.
+
+Exit codes: 0 done, 1 HDFS refuses this user, 2 a wrong setting, 75 start again.
 """
 
 from __future__ import annotations
@@ -56,7 +58,9 @@ _log = structlog.get_logger("engine.prepare")
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m engine.prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=("topics", "folders"))
     add_flags(parser, ("domain", "hdfs_url", "hadoop_user_name"))
     with exit_codes(

@@ -1,7 +1,8 @@
 """Up to where does a batch version speak? To an epoch's end that the typed log has reached, so nothing is cut in two.
 
 Only where no such end can be had (the stream has been down for over a minute, its data is gone, or it speaks of
-another definition) the horizon is the typed heads themselves; the stream then begins a new chain there.
+another definition) the horizon is the typed heads themselves; the stream then begins a new chain there. A candidate
+chooses nothing: it stands at its parent's horizon (`batch_layer.py`).
 """
 
 from __future__ import annotations

@@ -23,7 +23,8 @@ from typing import Any
 from engine.domain import expressions
 from engine.domain.operators import Engine, ExpressionError, Said, decimal_of
 
-# Part of every schema hash: raise it when `decode.py` starts to read the same bytes differently, or a rule to say another thing.
+# Part of every schema hash: raise it when `engine.fold.decode` starts to read the same bytes
+# differently, or a rule to say another thing.
 DECODE_VERSION = 3
 # Part of every definition hash: raise it when a measure's arithmetic changes, or what an expression says. Serving answers from
 # versions of before until they are built anew; where stored rows cannot be merged as they were, rename the stored columns, so

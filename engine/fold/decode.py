@@ -1,5 +1,7 @@
 """What does a raw row say? JSON is parsed once, here, for batch and speed; `docs/decode.md` is the table it follows.
 
+Who changes what the same bytes mean raises `engine.domain.declarations.DECODE_VERSION`.
+
 Rows that msgspec decodes and encodes back to the very same bytes are plain: no name occurs twice, every number is
 written in its shortest form. Everything else goes through a strict walk with the standard library's parser. Columns
 are converted as a whole and fall back to single values only where a value is not of the column's common form.

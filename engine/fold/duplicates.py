@@ -1,6 +1,7 @@
-"""Which of these keys were seen before? The speed layer's memory: the valid keys of the last W offsets of each partition.
+"""Which keys were seen before? The speed layer's memory: the valid keys of the last W offsets of each partition.
 
-The memory is a copy of what epochs and typed log hold; it is rebuilt from them at every start.
+The memory is a copy of what epochs and typed log hold; it is rebuilt from them at every start. What a duplicate is, the
+batch layer's `engine.fold.quality.with_duplicates` says, and this finds the same ones.
 """
 
 from __future__ import annotations

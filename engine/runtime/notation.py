@@ -1,4 +1,4 @@
-"""How is a value written down? As JSON, and as the rows of a spreadsheet."""
+"""How is a value written down, as JSON and as the rows of a spreadsheet? And how is a time of a request or flag read?"""
 
 from __future__ import annotations
 

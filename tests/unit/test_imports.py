@@ -25,7 +25,7 @@ BELOW: dict[str, set[str]] = {
     "verify": {"domain", "runtime"},
 }
 # What the oracle shares with the layers.
-SHARED = {"engine.domain", "engine.runtime.settings", "engine.runtime.observe"}
+SHARED = {"engine.domain", "engine.runtime.settings"}
 
 
 def modules(everywhere: bool = True) -> dict[str, set[str]]:
