@@ -8,10 +8,11 @@ Keeps    /checkpoints/speed/<domain>/<process>, Spark's own notes, made anew at 
 Promises trim to the chain's end → decode → rules → duplicates → partial aggregates → one file, one rename. No Spark
          state, no watermark: late events land in their window. Two stream jobs, a crash at any line or a lost
          checkpoint neither lose nor double an event. It never writes for a version of another definition.
+         What is damaged of its chains is set aside, and a new chain begun. A domain with a fault does not stop the
+         others.
 Shows    /metrics and /health on :8084.
-         What is damaged of its chains is set aside, and a new chain begun. A domain with a fault does not stop the others.
-Exit     0 stopped; 1 a named fault of every domain; 2 a wrong setting; 75 start again (definition_changed, HDFS or Kafka away, anything
-         unforeseen).
+Exit     0 stopped; 1 a named fault of every domain; 2 a wrong setting; 75 start again (definition_changed, HDFS or
+         Kafka away, anything unforeseen).
 """
 
 from __future__ import annotations

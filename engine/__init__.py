@@ -1,4 +1,4 @@
-"""The library of the scripts, in packages named after the architecture; each says what it is for and what it may import.
+"""The library of the scripts, in packages named after the architecture; each says what it may import.
 
 domain ← fold ← storage ← ingest, batch, speed, serving, export (of these five none imports another); runtime stands on
 domain, produce on domain and runtime; verify shares declarations and settings alone. On top are programs:

@@ -30,7 +30,7 @@ SUPERUSER = "hadoop"
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder on HDFS: its owner, its mode, others that may write in it, and those who may write in all folders below it."""
+    """A folder on HDFS: owner, mode, others that may write in it, and those who may write in all folders below it."""
 
     path: str
     owner: str
@@ -39,8 +39,9 @@ class Folder:
     below: tuple[str, ...] = ()
 
 
-# Each layer is a user of its own and owns what it writes; serving and the proof own nothing and read all but checkpoints.
-# The batch layer is the caretaker: it merges raw segments, prunes epochs and cleans staging, and so may write there.
+# Each layer is a user of its own and owns what it writes; serving and the proof own nothing and read all but
+# checkpoints. The batch layer is the caretaker: it merges raw segments, prunes epochs and cleans staging, and so may
+# write there.
 FOLDERS = (
     Folder("/data", SUPERUSER),
     Folder(STAGING, SUPERUSER, beside=("ingest", "stream", "batch"), below=("batch",)),

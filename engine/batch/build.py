@@ -56,15 +56,18 @@ DIGEST_PRIME = 1_000_003
 # How Spark says that a file is gone: while it reads, while it plans, and while it lists.
 GONE = ("FILE_NOT_EXIST", "PATH_NOT_FOUND", "java.io.FileNotFoundException")
 
-# SQLSTATEs of what a report's own SQL and data are to blame for: it divides by zero, overflows, is no SQL, raises an error.
-# A service that is away, a file that is gone and a task that was lost have others, or none.
+# SQLSTATEs of what a report's own SQL and data are to blame for: it divides by zero, overflows, is no SQL, raises an
+# error. A service that is away, a file that is gone and a task that was lost have others, or none.
 OWN_FAULT = re.compile(r"SQLSTATE: (21|22|42|P0)\w{3}")
 
 _log = structlog.get_logger("engine.batch.build")
 
 
 class VersionDamaged(RowsDiffer):
-    """The rows of the version on which a run builds are not what its manifest says; the run sets it aside and builds on another."""
+    """The rows of the version on which a run builds are not what its manifest says.
+
+    The run sets it aside and builds on another.
+    """
 
 
 def utc_now() -> datetime:
@@ -73,7 +76,10 @@ def utc_now() -> datetime:
 
 @contextmanager
 def fresh_listing() -> Iterator[None]:
-    """Turn "a file that was listed is gone" into RowsDiffer: compaction or another run took it; listing again finds its rows."""
+    """Turn "a file that was listed is gone" into RowsDiffer: compaction or another run took it.
+
+    Listing again finds its rows.
+    """
     try:
         yield
     except (FileNotFoundError, PySparkException, Py4JJavaError) as error:
@@ -89,8 +95,8 @@ def _is_gone(error: Exception) -> bool:
 def basis(fs: Hdfs, domain: Domain, candidate: bool) -> tuple[Domain, Manifest, int]:
     """Return by which definition a run builds, on which version, and the number of what it builds.
 
-    A run builds what the domain's file says, on the newest version of the served line. Once a version was chosen by hand the
-    line keeps that version's definition: another one gets in as a candidate, to be compared and promoted.
+    A run builds what the domain's file says, on the newest version of the served line. Once a version was chosen by
+    hand the line keeps that version's definition: another one gets in as a candidate, to be compared and promoted.
 
     Raises:
         VersionUnknown: the chosen version is gone, or there is none yet to which a candidate could be compared.
@@ -114,7 +120,10 @@ def basis(fs: Hdfs, domain: Domain, candidate: bool) -> tuple[Domain, Manifest, 
 
 
 def _next_number(fs: Hdfs, domain: str, chosen: versions.Choice | None) -> int:
-    """Return a number that no version ever had: neither one that is there, nor one that something names, nor the newest taken."""
+    """Return a number that no version ever had.
+
+    It is neither one that is there, nor one that something names, nor the newest taken.
+    """
     named = [chain.version for chain in chains.chains(fs, domain)] + ([chosen.version] if chosen else [])
     taken = derived.newest_taken(fs, f"{versions.TAKEN_VERSIONS}/{domain}", f"{versions.VERSIONS}/{domain}")
     return 1 + max([*versions.numbers(fs, domain), *named, taken])
@@ -294,7 +303,8 @@ def _marked(fs: Hdfs, marker: str, manifest: Manifest) -> bool:
 def prune(fs: Hdfs, domain: Domain, keep: int) -> dict[str, int]:
     """Delete versions beyond `keep` and epochs behind the oldest kept H.
 
-    A version stays if it is served or chosen, if the newest chain starts from it, or if one that stays names it for a report.
+    A version stays if it is served or chosen, if the newest chain starts from it, or if one that stays names it for a
+    report.
     """
     manifests = versions.manifests(fs, domain.name)
     known = chains.chains(fs, domain.name)
@@ -322,7 +332,10 @@ def prune(fs: Hdfs, domain: Domain, keep: int) -> dict[str, int]:
 
 
 def _taken_away(fs: Hdfs, domain: str, version: int) -> bool:
-    """Delete a version, unless it is chosen at this very moment: whoever chooses looks afterwards whether it is still there."""
+    """Delete a version, unless it is chosen at this very moment.
+
+    Whoever chooses looks afterwards whether it is still there.
+    """
     folder = versions.folder(domain, version)
     doomed = f"{STAGING}/pruned-{domain}-{version}-{utc_now():%Y%m%dT%H%M%S%f}"
     fs.mkdirs(STAGING)
@@ -375,7 +388,7 @@ def _ledger(
     since: Mapping[str, Ranges],
     full: bool,
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, str]]:
-    """Count the folded rows by problem and add up digests, per topic, log and partition; find the newest event time per topic.
+    """Count folded rows by problem and add up digests per partition; find the newest event time per topic.
 
     Raises:
         MasterWentBack: rows that the parent was made of are not those that are there now.
@@ -452,7 +465,10 @@ def _unknown_fields(
     since: Mapping[str, Ranges],
     full: bool,
 ) -> dict[str, dict[str, int]]:
-    """Count the rows that carry a field which the schema does not know; per topic and name of the field, the shortest by name."""
+    """Count the rows that carry a field which the schema does not know.
+
+    Per topic and name of the field, the shortest by name.
+    """
     found: dict[str, dict[str, int]] = {}
     frames = []
     for stream in domain.streams:
@@ -460,8 +476,8 @@ def _unknown_fields(
             found[stream.topic] = dict(parent.unknown[stream.topic])
         rows = read_typed(spark, url, stream, log[stream.topic], since[stream.topic])
         frames.append(rows.selectExpr("topic", "explode(unknown) AS name"))
-    # One job for all topics: each job has a price of its own, however few rows there are. What a sender may invent without
-    # end never leaves the executors.
+    # One job for all topics: each job has a price of its own, however few rows there are. What a sender may invent
+    # without end never leaves the executors.
     counted = reduce(DataFrame.unionByName, frames).groupBy("topic", "name").count()
     further = F.col("name") == FURTHER_FIELDS
     place = F.row_number().over(
@@ -523,7 +539,10 @@ def _write_view(
 
 
 def _check_files(fs: Hdfs, folder: str, entry: Mapping[str, Any]) -> None:
-    """Raise VersionDamaged where the files of a view do not hold the rows that the manifest says; FileNotFoundError if it was pruned."""
+    """Raise VersionDamaged where the files of a view do not hold the rows that the manifest says.
+
+    FileNotFoundError if it was pruned.
+    """
     try:
         rows = sum(fs.open_parquet(f"{folder}/{file}").metadata.num_rows for file in entry["files"])
     except ValueError as error:

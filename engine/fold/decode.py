@@ -82,7 +82,8 @@ def decode_rows(stream: Stream, raw: pa.Table) -> pa.Table:
 
     Returns:
         A table with `decoded_columns`: `problem` is "malformed" or NULL, `ukey` a hash of the unique key, `crc` the
-        CRC-32 of the value (0 for a null), `unknown` the names of fields that the schema does not know; value and value_bytes are kept as they came.
+        CRC-32 of the value (0 for a null), `unknown` the names of fields that the schema does not know; value and
+        value_bytes are kept as they came.
     """
     values = [text.encode() if text is not None else None for text in raw["value"].to_pylist()]
     events = [_event(value) for value in values]

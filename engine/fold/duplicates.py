@@ -29,7 +29,7 @@ class KeyWindow:
         return sum(len(keys) for keys in self._newest.values())
 
     def duplicates(self, place: Place, valid: Iterable[Keyed]) -> list[int]:
-        """Return the offsets among valid rows (in offset order, newer than all remembered) that repeat a key within W."""
+        """Return the offsets of valid rows (ascending, newer than all remembered) that repeat a key within W."""
         window = self._windows[place[0]]
         remembered = self._newest.get(place, {})
         seen: dict[str, int] = {}

@@ -26,7 +26,8 @@ from engine.domain import Stream
 from engine.runtime.settings import Settings
 
 REQUEST_SECONDS = 10.0
-# The longest time of a record that is stored, in ms: in microseconds, and with a window added, it still fits into 64 bits.
+# The longest time of a record that is stored, in ms: in microseconds, and with a window added, it still fits into 64
+# bits.
 LONGEST_MS = 9_200_000_000_000_000
 # Kafka refuses a record whose own timestamp runs ahead of the broker's clock by more than this.
 TOPIC_CONFIG = {"cleanup.policy": "delete", "message.timestamp.after.max.ms": "3600000"}
@@ -42,7 +43,10 @@ Generation = tuple[str, tuple[tuple[int, int], ...]]  # topic id, (partition, le
 
 @dataclass(frozen=True)
 class PartitionState:
-    """Kafka's range of a partition: first offset, end of what a reader of committed records sees; and its leader's epoch."""
+    """Kafka's range of a partition: first offset, end of what a reader of committed records sees.
+
+    And its leader's epoch.
+    """
 
     leader_epoch: int
     start: int
@@ -115,7 +119,7 @@ class Reader:
         return state(self.admin, topics)
 
     def records_at(self, wanted: Mapping[tuple[str, int], int]) -> dict[tuple[str, int], Record]:
-        """Return the record at one offset of each (topic, partition); what the log does not hold (any more) is left out.
+        """Return the record at one offset of each (topic, partition); what the log does not hold is left out.
 
         Raises:
             KafkaUnreachable: the log holds it, but it did not come in time.

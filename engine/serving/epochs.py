@@ -248,7 +248,10 @@ def _cover(first: int, end: int) -> Iterator[tuple[int, int]]:
 
 
 def _reaches(horizon: Position, start: Position, origins: Position) -> bool:
-    """True if a position lies at or below the horizon in every partition; where that is silent it stands at the origin."""
+    """True if a position lies at or below the horizon in every partition.
+
+    Where that is silent it stands at the origin.
+    """
     return all(
         offset_in(horizon, topic, log, partition, offset_in(origins, topic, log, partition, 0)) >= offset
         for topic, logs in start.items()

@@ -127,7 +127,10 @@ class Writer:
         return Version(edition, {part: stores.piece_of(data) for part, data in parts.items()})
 
     def _run(self, snapshot: Snapshot, epoch: EpochRows, edition: str) -> Run | None:
-        """Append the epochs that the pointer's run lacks; all of them to a new edition where they do not continue it."""
+        """Append the epochs that the pointer's run lacks.
+
+        Where they do not continue it, all of them go to a new edition.
+        """
         if snapshot.chain is None or snapshot.first is None or snapshot.last is None:
             return None
         first, digest, end = snapshot.first, NO_DIGEST, snapshot.chain.start
@@ -231,7 +234,10 @@ class Materialiser:
         self.loader.current = snapshot_of(pointer, self.domain, manifest, empty, empty, {})
 
     def _refuse_another_cluster(self, pointer: Pointer) -> None:
-        """Logs on HDFS are never deleted: where it has others than those that the pointer covers, nothing will ever cover that."""
+        """Logs on HDFS are never deleted.
+
+        Where it has others than those that the pointer covers, nothing will ever cover that.
+        """
         present = LogReader(self.fs).partitions(self.domain.topics)
         for topic, logs in pointer.coverage.items():
             covered = {name for name, offsets in logs.items() if any(offsets.values())}
@@ -267,7 +273,10 @@ class Materialiser:
 
 
 def step_all(writers: Iterable[Materialiser]) -> bool:
-    """One step of every domain, also of those after one that fails; True if a pointer moved. Raises the first failure."""
+    """One step of every domain, also of those after one that fails; True if a pointer moved.
+
+    Raises the first failure.
+    """
     moved, failed = False, None
     for writer in writers:
         try:

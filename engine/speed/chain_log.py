@@ -1,4 +1,4 @@
-"""Where does the speed layer stand, and what is its next epoch? The chain, the key memory and the versions it follows."""
+"""Where does the speed layer stand, and what is its next epoch? Its chain, its keys, the versions it follows."""
 
 from __future__ import annotations
 
@@ -120,7 +120,8 @@ class SpeedLog:
         """Continue the newest chain that the newest version fits, else begin a new one at that version's horizon.
 
         Raises:
-            StartAgain: the newest version has another definition, an origin is not committed yet, or the typed log is being rebuilt.
+            StartAgain: the newest version has another definition, an origin is not committed yet, or the typed log is
+                being rebuilt.
             LogReplaced: Kafka's log is not the one that the master dataset has.
             DataExpired: Kafka no longer has what follows the chain's end.
         """
@@ -135,7 +136,8 @@ class SpeedLog:
             aside.append(damage.path)
 
         def attempt() -> SpeedLog | None:
-            # Asked first: where another stream job begins a chain meanwhile, ours gets no number, and we look at that one.
+            # Asked first: where another stream job begins a chain meanwhile, ours gets no number, and we look at that
+            # one.
             number = chains.next_number(fs, domain.name)
             lost: list[list[Any]] = []
             fitting: tuple[Chain, list[Epoch]] | None = None
@@ -145,10 +147,12 @@ class SpeedLog:
                 whole = whole and not chains.closed(fs, domain.name, known.number)
                 present = all(chains.speaks_of(known, topic, lg) for topic, lg in logs.items())
                 same = whole and present and known.definition_hash == domain.definition_hash
-                # Serving never moves to an older chain: where a newer one counted what is lost, a new one has to say so.
+                # Serving never moves to an older chain: where a newer one counted what is lost, a new one has to say
+                # so.
                 same = same and all(through < known.number for through, _ in lost)
                 fallen = _lost(known, found, logs, raw, start, kafka, state)
-                if fallen:  # another stream job may have counted what Kafka got after it was asked: the larger bound is read last
+                # Another stream job may have counted what Kafka got after it was asked: the larger bound is read last.
+                if fallen:
                     fallen = _lost(known, found, logs, raw, start, kafka, _asked_again(kafka, state))
                 if fitting is None and same and not fallen:
                     fits = chains.fits(known, found, newest.horizon, newest.version) is not None
@@ -238,7 +242,10 @@ class SpeedLog:
         self.seen = seen
 
     def check_topics(self) -> None:
-        """Raise NewChain unless Kafka's logs are those that were proved: asked before and after a micro-batch is read."""
+        """Raise NewChain unless Kafka's logs are those that were proved.
+
+        Asked before and after a micro-batch is read.
+        """
         now = self.kafka.generations(self.domain.topics)
         for topic, (topic_id, leaders) in self.generations.items():
             if topic not in now or now[topic][0] != topic_id:
@@ -260,9 +267,10 @@ class SpeedLog:
         """Return the epoch that a micro-batch makes, or None if the chain has all of it already.
 
         Args:
-            positions: topic, log, partition, offset, ukey, problem, event_time, kafka_time, crc of every row of the micro-batch.
-            planned: (topic, partition) → the offsets that it was asked for (start None: where the partition begins); what has no
-                row among them is a hole.
+            positions: topic, log, partition, offset, ukey, problem, event_time, kafka_time, crc of every row of the
+                micro-batch.
+            planned: (topic, partition) → the offsets that it was asked for (start None: where the partition begins);
+                what has no row among them is a hole.
 
         Raises:
             NewChain: it begins above the chain's end.
@@ -363,7 +371,7 @@ class SpeedLog:
                 self._remember(table)
 
     def _refuse_foreign(self, epoch: Epoch) -> None:
-        """Another stream job may have read this epoch before Kafka lost its rows, and committed it after we had proved the log."""
+        """Another stream job may have read this epoch before Kafka lost its rows, and committed it after our proof."""
         stamps = {(t, int(p)): stamp for t, lg, p, stamp in each(epoch.last) if self.logs.get(t) == lg}
         live = self.kafka.records_at({place: stamp[0] for place, stamp in stamps.items()}) if stamps else {}
         if any(place not in live or _stamp(live[place]) != stamp for place, stamp in stamps.items()):
@@ -475,7 +483,7 @@ class _Building:
 def _proved(
     fs: FileSystem, domain: Domain, kafka: KafkaLogs
 ) -> tuple[Partitions, dict[str, TopicState], dict[str, str]]:
-    """Return the raw logs, Kafka's state and the present logs, once every origin is there and Kafka continues what is stored."""
+    """Return raw logs, Kafka's state, present logs, once all origins are there and Kafka continues what is stored."""
     deadline = time.monotonic() + ORIGIN_PATIENCE_SECONDS
     while True:
         raw = LogReader(fs).sound(domain.topics)

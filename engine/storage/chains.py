@@ -54,8 +54,9 @@ class Chain:
 
     Args:
         origins: where the log of each partition of `start` began; a version that is silent about it stands there.
-        lost: [number, position] pairs: chains up to that number counted rows from there on that are in no log, because Kafka
-            lost them before they were ingested; coverage may fall back to there. Each chain hands on what earlier ones said.
+        lost: [number, position] pairs: chains up to that number counted rows from there on that are in no log, because
+            Kafka lost them before they were ingested; coverage may fall back to there. Each chain hands on what earlier
+            ones said.
     """
 
     domain: str
@@ -79,8 +80,8 @@ class Epoch:
     Args:
         counts: {topic: {log: {partition: {"good": n, problem: n, "hole": n}}}} of the offsets in [start, end).
         event_time_max: ISO-8601 UTC of the newest good row, or None.
-        last: {topic: {log: {partition: [offset, timestamp in ms, CRC-32 of the value]}}} of the last row of each partition, by which
-            the next start knows whether Kafka still holds what was counted.
+        last: {topic: {log: {partition: [offset, timestamp in ms, CRC-32 of the value]}}} of the last row of each
+            partition, by which the next start knows whether Kafka still holds what was counted.
     """
 
     number: int
@@ -159,7 +160,7 @@ def parsed_epoch(data: bytes, path: str) -> tuple[Epoch, pa.Table]:
 
 
 def epochs(fs: Any, domain: str, chain: int, damaged: Callable[[Damaged], None] = derived.left_out) -> list[Epoch]:
-    """Return the footers of the consecutive epochs of a chain; a hole ends the list, what lies behind it is unreachable.
+    """Return the footers of the consecutive epochs of a chain; a hole ends the list, what is behind it is unreachable.
 
     Args:
         damaged: what to do with an epoch that cannot be read, which is a hole.

@@ -67,7 +67,10 @@ class Hdfs:
         return bytes(self._retry(f"read {path}", lambda: self._client.read(path).read()))
 
     def open_parquet(self, path: str) -> pq.ParquetFile:
-        """Open a Parquet file; only what is asked for is read. Raises FileNotFoundError, or ValueError for a damaged footer."""
+        """Open a Parquet file; only what is asked for is read.
+
+        Raises FileNotFoundError, or ValueError for a damaged footer.
+        """
 
         def opened() -> pq.ParquetFile:
             try:

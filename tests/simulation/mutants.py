@@ -1,6 +1,7 @@
 """Faults of old, put back one at a time: what the simulator must find.
 
-Each is a function that patches the product; the name says what is wrong, the number is the row of the list that it came from.
+Each is a function that patches the product; the name says what is wrong, the number is the row of the list that it came
+from.
 """
 
 from __future__ import annotations
@@ -203,8 +204,8 @@ def a_version_adds_to_its_parent_what_the_parent_has(patch: pytest.MonkeyPatch) 
     patch.setattr(build, "_check_rows", lambda *_: None)
 
 
-# Mutant → the row of the list, and a schedule that finds it; where a change of the product moved its steps, another one does,
-# which `python -m tests.simulation --mutants` looks for. Row 20, a shared checkpoint, is Spark's alone.
+# Mutant → the row of the list, and a schedule that finds it; where a change of the product moved its steps, another one
+# does, which `python -m tests.simulation --mutants` looks for. Row 20, a shared checkpoint, is Spark's alone.
 FOUND_BY: dict[Patch, tuple[int, int]] = {
     a_cut_partition_is_mirrored_again_from_its_start: (1, 95),
     nobody_proves_that_kafka_continues_what_is_stored: (2, 0),

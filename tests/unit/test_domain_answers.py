@@ -1,4 +1,4 @@
-"""Every view and report of every domain: Spark = DuckDB = any split merged = the recount, on a month of generated events.
+"""Every view and report of every domain: Spark = DuckDB = any split merged = the recount, on a month of events.
 
 The events hold duplicates, late, broken and future ones, as a producer sends them.
 """

@@ -384,7 +384,10 @@ def test_what_was_there_stays_until_the_new_file_is_whole(run: Export, fs: Local
 
 
 def test_two_exports_to_one_file_do_not_mix(tmp_path: Path) -> None:
-    """One of them begins and ends while the other, in a process of its own, is half-way; each file is whole, the later one stays."""
+    """One of them begins and ends while the other, in a process of its own, is half-way.
+
+    Each file is whole, the later one stays.
+    """
     out, schema = str(tmp_path / "e.csv"), pa.schema([("n", pa.int64())])
     program = (
         "import sys, pyarrow as pa; from engine.export import outfile\n"

@@ -1,4 +1,7 @@
-"""Rules, `where` and `show` are total: no value makes them raise, and Spark, serving and the recount say the same, NULL included."""
+"""Rules, `where` and `show` are total.
+
+No value makes them raise, and Spark, serving and the recount say the same, NULL included.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Chain and horizon under random schedules: version ⊕ epochs after it counts every offset below coverage exactly once."""
+"""Chain and horizon under random schedules.
+
+Version ⊕ epochs after it counts every offset below coverage exactly once.
+"""
 
 from __future__ import annotations
 

@@ -345,7 +345,10 @@ def begun(world: World, number: int, lost: list[Any]) -> None:
 
 @pytest.mark.parametrize("told", [True, False])
 def test_a_topic_made_anew_while_the_stream_was_ahead_is_followed(world: World, told: bool) -> None:
-    """Epochs had counted rows of the old log that never reached the master dataset; the new chain says so, or the segments do."""
+    """Epochs had counted rows of the old log that never reached the master dataset.
+
+    The new chain says so, or the segments do.
+    """
     world.epochs(0, 30)
     assert world.poll().last == 29
     world.version(1, 20)
@@ -442,7 +445,7 @@ def test_what_is_pruned_is_forgotten(world: World) -> None:
     assert sorted(m.version for m in world.loader._manifests.values()) == [2, 3]
 
 
-# What is deleted by hand and made anew, what is damaged, what leaves ---------------------------------------------------
+# What is deleted by hand and made anew, what is damaged, what leaves --------------------------------------------------
 
 
 def test_a_version_that_was_deleted_and_made_anew_under_its_number_is_read_anew(world: World) -> None:

@@ -1,4 +1,7 @@
-"""Where does the stream go on when epochs and chains are damaged, deleted or go away while it starts? Kafka is made up."""
+"""Where does the stream go on when epochs and chains are damaged, deleted or go away while it starts?
+
+Kafka is made up.
+"""
 
 from __future__ import annotations
 
@@ -177,7 +180,7 @@ def test_a_version_of_older_code_is_not_continued_and_the_way_out_is_named(
         SpeedLog.open(world.fs, followed, world.kafka)
 
 
-# Several domains in one process ----------------------------------------------------------------------------------------
+# Several domains in one process ---------------------------------------------------------------------------------------
 
 
 class Query:

@@ -1,4 +1,7 @@
-"""One value, one spelling: however a number is written, both decoders, DuckDB and Spark take it for the same value and key."""
+"""One value, one spelling.
+
+However a number is written, both decoders, DuckDB and Spark take it for the same value and key.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,10 @@ def stream_of(sql_type: str) -> Stream:
 
 @st.composite
 def spellings(draw: st.DrawFn) -> list[str]:
-    """Several ways to write one number: the point moved, zeros around it, the exponent in each form, a zero with a sign."""
+    """Several ways to write one number.
+
+    The point moved, zeros around it, the exponent in each form, a zero with a sign.
+    """
     units = draw(st.sampled_from([0, 0, 1, 10, 12345, 2**31, 2**63 - 1, 10**25]) | st.integers(0, 10**30))
     power = draw(st.integers(-12, 12))
     negative = draw(st.booleans())
@@ -153,7 +159,7 @@ SPELT = {
 
 @pytest.mark.parametrize("sql_type", SPELT)
 def test_distinct_values_are_spelt_alike_in_every_engine(sql_type: str, spark: SparkSession) -> None:
-    """A sketch sees texts: the same set of them in Spark, DuckDB and the recount makes the same sketch, so all three together add nothing."""
+    """A sketch sees texts: the same ones in Spark, DuckDB and the recount make one sketch, so all three add nothing."""
     stream = Stream("spelt", {"id": "STRING", "v": sql_type}, key="id", unique=("id",))
     view = View("number", (stream,), (), {"values": distinct("v")})
     domain = Domain("spelling", (stream,), (view,))
