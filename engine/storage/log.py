@@ -457,6 +457,14 @@ def covers(further: Position, other: Position) -> bool:
     )
 
 
+def reaches(further: Position, other: Position, origins: Position) -> bool:
+    """Like `covers`, but where `further` is silent about a partition it stands at its origin."""
+    return all(
+        offset_in(further, topic, log, partition, offset_in(origins, topic, log, partition, 0)) >= offset
+        for topic, log, partition, offset in each(other)
+    )
+
+
 def overlay(below: Position, above: Position) -> Position:
     """Return `below` with every partition that `above` names replaced."""
     result = copy.deepcopy(below)
