@@ -1,7 +1,7 @@
 """One-shot preparations of a fresh cluster: the topics of the domains, and who may write where on HDFS.
 
-python -m engine.prepare topics --domain learning      make what is missing, wait for leaders
-python -m engine.prepare folders                       as HDFS's superuser: folders, owners, access lists
+    python -m engine.prepare topics --domain learning      make what is missing, wait for leaders
+    python -m engine.prepare folders                       as HDFS's superuser: folders, owners, access lists
 
 Both may run again at any time and change nothing that is right already. The layers need neither: each makes its own
 topics, and where all of them share one user, folders appear as they are written.
