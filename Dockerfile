@@ -1,12 +1,13 @@
-# One image for every Spark and Python role: master, worker, the layers, the producer. Debian's Python is 3.11, the Spark
-# images' 3.10 is too old. Packages and jars come in at build time, checked; a running container fetches nothing.
+# One image for every Spark and Python role: master, worker, the layers, the producer. Debian's Python is 3.11, the
+# Spark images' 3.10 is too old. Packages and jars come in at build time, checked; a running container fetches nothing.
 #     docker compose build            or: docker build --target highwater -t highwater:1.0 .
 # The base is an argument, so that a mirror or a digest can take its place.
 ARG BASE_IMAGE=debian:bookworm-slim
 FROM ${BASE_IMAGE} AS highwater
 
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
-# Versions of Debian's packages come with the base image's release; pinning them breaks the build at each security update.
+# Versions of Debian's packages come with the base image's release; pinning them breaks the build at each security
+# update.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends openjdk-17-jre-headless procps python3 python3-venv tini \
@@ -38,8 +39,8 @@ COPY monitoring ./monitoring
 COPY domains ./domains
 COPY engine ./engine
 COPY *.py ./
-# spark-submit and pyspark find the master, the jars and this Python without an option; Spark 4 wants a folder `artifacts`
-# in the current one. A checkout made under umask 027 has files that only their owner may read.
+# spark-submit and pyspark find the master, the jars and this Python without an option; Spark 4 wants a folder
+# `artifacts` in the current one. A checkout made under umask 027 has files that only their owner may read.
 RUN spark_home=$(python -c 'import importlib.util as u; print(u.find_spec("pyspark").submodule_search_locations[0])') \
     && ln -s "$spark_home" /opt/spark \
     && python -m stack.config container /opt/highwater/conf/spark \

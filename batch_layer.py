@@ -13,13 +13,14 @@ Writes   /data/events/<schema hash>/topic=/log=/partition=/<base>.parquet  typed
 Keeps    nothing beside them; what a run did not finish lies in /data/.staging until the next one deletes it.
 Promises raw → decode → rules → duplicates → typed log; choose H, an epoch's end → fold the offsets below H → all views
          and reports in one directory rename. Of two runs at once one wins, the other says so and exits 0. Incremental,
-         --full and --full --typed give equal rows. A failed check or an error holds back that report alone: the version is
-         published, its last good rows stay served, and a line on standard error names check and measured value.
-         A domain that fails is told, and the next ones are run.
-         Small old segments of both logs are merged, and what dead writers staged is deleted.
+         --full and --full --typed give equal rows. A failed check or an error holds back that report alone: the version
+         is published, its last good rows stay served, and a line on standard error names check and measured value. A
+         domain that fails is told, and the next ones are run. Small old segments of both logs are merged, and what dead
+         writers staged is deleted.
 Shows    /metrics and /health on :8085.
-Exit     The worst of the domains': 0 done or nothing new; 1 a named fault, or a report of the newest version is held back;
-         2 a wrong setting; 75 start again. With --every 1 goes on, and 75 ends the process once every domain had its turn.
+Exit     The worst of the domains': 0 done or nothing new; 1 a named fault, or a report of the newest version is held
+         back; 2 a wrong setting; 75 start again. With --every 1 goes on, and 75 ends the process once every domain had
+         its turn.
 """
 
 from __future__ import annotations
@@ -146,7 +147,10 @@ def run(
 
 
 def run_listed_again(*work: Any, **more: Any) -> Manifest | None:
-    """A run that begins anew where a file was gone, or the version it built on was set aside; raises as `run` at last."""
+    """A run that begins anew where a file was gone, or the version it built on was set aside.
+
+    Raises as `run` at last.
+    """
     for _ in range(ATTEMPTS - 1):
         try:
             with build.fresh_listing():

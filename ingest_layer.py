@@ -6,13 +6,15 @@ Reads    every topic of the domain from Kafka, as bytes; nothing is interpreted 
 Writes   /data/master_dataset/topic=<T>/log=<L>/partition=<P>/<base offset, 20 digits>.parquet with the columns
          key, value, key_bytes, value_bytes, offset, timestamp, headers.
          …/partition=<P>/_origin: where the partition begins, once and before anything else.
-Keeps    /checkpoints/ingest/<domain>/<process>, Spark's own notes, made anew at every start; the heads on HDFS are the truth.
+Keeps    /checkpoints/ingest/<domain>/<process>, Spark's own notes, made anew at every start; the heads on HDFS are the
+         truth.
 Promises source → trim to the head → stage → check → publish by a rename that refuses an existing name. A crash at any
-         line, a second writer or a lost checkpoint neither loses nor doubles a record. Offsets without a record, such as a
-         transaction's marker, are counted as holes. Offsets that Kafka deleted too early, a replaced log and a compacted topic
-         are refused by name.
+         line, a second writer or a lost checkpoint neither loses nor doubles a record. Offsets without a record, such
+         as a transaction's marker, are counted as holes. Offsets that Kafka deleted too early, a replaced log and a
+         compacted topic are refused by name.
 Shows    /metrics and /health on :8083.
-Exit     0 stopped; 1 a named fault; 2 a wrong setting; 75 start again (HDFS or Kafka away, topic made anew, anything unforeseen).
+Exit     0 stopped; 1 a named fault; 2 a wrong setting; 75 start again (HDFS or Kafka away, topic made anew, anything
+         unforeseen).
 """
 
 from __future__ import annotations

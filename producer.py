@@ -5,15 +5,15 @@
     python producer.py --to csv --out events.csv --count 1000 --start 2026-01-01T00:00:00Z
 
 Reads    nothing but the generators of `domains/`.
-Writes   the topics of the domain (created when missing), key = the stream's key field, value = one JSON object in UTF-8; or a
-         file: csv (UTF-8 with BOM, no formulas), json (one array), jsonl (one event a line).
+Writes   the topics of the domain (created when missing), key = the stream's key field, value = one JSON object in
+         UTF-8; or a file: csv (UTF-8 with BOM, no formulas), json (one array), jsonl (one event a line).
 Keeps    nothing.
 Promises idempotent, acks=all, so an event is once in the log and in order within its key, or it is reported as failed
-         (whether the log has it is then unknown). Counts are acknowledgements. Each event was checked against the schema, except
-         those broken on purpose. With --seed and --start the same events come out, byte for byte.
+         (whether the log has it is then unknown). Counts are acknowledgements. Each event was checked against the
+         schema, except those broken on purpose. With --seed and --start the same events come out, byte for byte.
 Shows    /metrics and /health on :8082; a progress line each second, or every 5 s when not on a terminal.
-Exit     0 all was sent, or SIGINT and SIGTERM stopped it and what was under way was flushed within SEND_TIMEOUT_SEC; 1 events
-         were not acknowledged; 2 a wrong setting or file; 75 start again (Kafka is away).
+Exit     0 all was sent, or SIGINT and SIGTERM stopped it and what was under way was flushed within SEND_TIMEOUT_SEC; 1
+         events were not acknowledged; 2 a wrong setting or file; 75 start again (Kafka is away).
 """
 
 from __future__ import annotations

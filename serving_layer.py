@@ -6,8 +6,8 @@ Reads    HDFS /data/batch_views/_versions and _served, /data/speed_views, the ra
          With SERVING_STORE=cassandra versions and epochs come from there, where `engine.materialise` puts them.
 Writes   nothing.
 Keeps    nothing.
-Promises one answer is made of one snapshot; coverage never goes back, except by a recorded rollback; an answer says up to
-         which offset it is true (`as_of`), whether anything below is missing, and how old it is.
+Promises one answer is made of one snapshot; coverage never goes back, except by a recorded rollback; an answer says up
+         to which offset it is true (`as_of`), whether anything below is missing, and how old it is.
 Shows    the dashboard, the interface, /metrics and /health on SERVING_PORT.
 Exit     0 after SIGTERM (requests in flight get 10 s); 2 a wrong setting or a busy port; 75 start again.
 """

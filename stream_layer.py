@@ -8,10 +8,11 @@ Keeps    /checkpoints/speed/<domain>/<process>, Spark's own notes, made anew at 
 Promises trim to the chain's end → decode → rules → duplicates → partial aggregates → one file, one rename. No Spark
          state, no watermark: late events land in their window. Two stream jobs, a crash at any line or a lost
          checkpoint neither lose nor double an event. It never writes for a version of another definition.
+         What is damaged of its chains is set aside, and a new chain begun. A domain with a fault does not stop the
+         others.
 Shows    /metrics and /health on :8084.
-         What is damaged of its chains is set aside, and a new chain begun. A domain with a fault does not stop the others.
-Exit     0 stopped; 1 a named fault of every domain; 2 a wrong setting; 75 start again (definition_changed, HDFS or Kafka away, anything
-         unforeseen).
+Exit     0 stopped; 1 a named fault of every domain; 2 a wrong setting; 75 start again (definition_changed, HDFS or
+         Kafka away, anything unforeseen).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from pyspark.sql import functions as F
 
 import domains
 from engine.domain import FRESH_ROWS, DeclarationError, Domain
-from engine.fold import spark_fold as fold
+from engine.fold import spark_fold
 from engine.fold.decode import decode_domain, decoded_columns
 from engine.fold.measures import stored_ddl
 from engine.fold.quality import judged
@@ -38,8 +39,7 @@ from engine.runtime.progress import Progress
 from engine.runtime.session import file_writer, spark_session, with_any_time
 from engine.runtime.settings import Settings, SettingsError, add_flags, environment, from_args
 from engine.speed.chain_log import NewChain, NextEpoch, SpeedLog
-from engine.storage import chain as chain_of
-from engine.storage import versions
+from engine.storage import chains, versions
 from engine.storage.checkpoints import Checkpoint, Reading
 from engine.storage.commit import OffsetGap
 from engine.storage.continuity import DataExpired, LogReplaced
@@ -151,10 +151,10 @@ class Speed:
                 doubles = F.broadcast(spark.createDataFrame(duplicates))
                 counted = counted.join(doubles, ["topic", "partition", "offset"], "left_anti")
             good[topic] = counted
-        fold.register_good_rows(good, FRESH_ROWS)
+        spark_fold.register_good_rows(good, FRESH_ROWS)
         union: DataFrame | None = None
         for view in self.domain.views:
-            found = fold.partials(spark, view, FRESH_ROWS, one_task=True)
+            found = spark_fold.partials(spark, view, FRESH_ROWS, one_task=True)
             one = found.select(
                 F.lit(view.name).alias("kind"), F.struct(*found.columns).cast(stored_ddl(view)).alias(view.name)
             )
@@ -163,7 +163,7 @@ class Speed:
         table = union.toArrow()
         if self.settings.show_previews:
             print(table.slice(0, 5).to_pylist())
-        return {view.name: chain_of.rows_of(table, view.name) for view in self.domain.views}
+        return {view.name: chains.rows_of(table, view.name) for view in self.domain.views}
 
     def report(self, batch: int, epoch: NextEpoch, lost: int, started: float) -> None:
         ends = {

@@ -2,8 +2,9 @@
 
     python -m bench.latency [--domain learning] [--rate 1000] [--seconds 60] [--url http://127.0.0.1:8000]
 
-Ten times a second the end offsets of Kafka are noted; as soon as an answer's `as_of.coverage` has reached them, everything
-that was in Kafka then is served. Prints the median, the 95th percentile and the maximum of that delay in seconds.
+Ten times a second the end offsets of Kafka are noted; as soon as an answer's `as_of.coverage` has reached them,
+everything that was in Kafka then is served. Prints the median, the 95th percentile and the maximum of that delay in
+seconds.
 """
 
 from __future__ import annotations

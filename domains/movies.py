@@ -83,7 +83,7 @@ class Title(NamedTuple):
 
 
 def read_titles(basics: str, ratings: str) -> list[Title]:
-    """Join IMDb's two files (path or URL, gzipped or plain) on tconst; keep movies with a start year and at least 1,000 votes.
+    """Join IMDb's two files (path or URL, gzipped or not) on tconst; keep movies of a year with at least 1,000 votes.
 
     Rows that are shifted, cut off or no numbers where numbers belong are left out; one line says how many.
 
@@ -186,7 +186,10 @@ def write_fictional_pair(folder: Path) -> tuple[str, str]:
 
 
 def generate_titles(rng: Random, options: Mapping[str, str]) -> Maker:
-    """Tell each title once, in a random order; then popular ones again, with more votes and now and then a new rating."""
+    """Tell each title once, in a random order.
+
+    Then tell popular ones again, with more votes and now and then a new rating.
+    """
     basics, ratings = options["imdb_basics"], options["imdb_ratings"]
     if bool(basics) != bool(ratings):
         raise DeclarationError(f"IMDB_BASICS={basics!r}, IMDB_RATINGS={ratings!r}: allowed are both or none")

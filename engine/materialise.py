@@ -4,10 +4,11 @@
 
 Reads:   HDFS, as `engine.serving.snapshot.Loader` does.
 Writes:  Cassandra, as `engine.serving.store` says; nothing on HDFS.
-Promise: what the pointer names was written before it; coverage never goes back, except by a recorded rollback. It may be
-         killed at any line and run twice: of two that move the pointer one wins, the other follows.
+Promise: what the pointer names was written before it; coverage never goes back, except by a recorded rollback. It may
+         be killed at any line and run twice: of two that move the pointer one wins, the other follows.
 
-Exit codes: 0 after SIGTERM, 1 the store holds answers of another cluster, 2 a wrong setting, 75 HDFS or Cassandra did not answer within the retries.
+Exit codes: 0 after SIGTERM, 1 the store holds answers of another cluster, 2 a wrong setting, 75 HDFS or Cassandra did
+not answer within the retries.
 """
 
 from __future__ import annotations

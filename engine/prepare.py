@@ -1,10 +1,12 @@
 """One-shot preparations of a fresh cluster: the topics of the domains, and who may write where on HDFS.
 
-python -m engine.prepare topics --domain learning      make what is missing, wait for leaders
-python -m engine.prepare folders                       as HDFS's superuser: folders, owners, access lists
+    python -m engine.prepare topics --domain learning      make what is missing, wait for leaders
+    python -m engine.prepare folders                       as HDFS's superuser: folders, owners, access lists
 
 Both may run again at any time and change nothing that is right already. The layers need neither: each makes its own
-topics, and where all of them share one user, folders appear as they are written. Exit 0; 2 a wrong setting; 75 start again.
+topics, and where all of them share one user, folders appear as they are written.
+
+Exit codes: 0 done, 1 HDFS refuses this user, 2 a wrong setting, 75 start again.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ SUPERUSER = "hadoop"
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder on HDFS: its owner, its mode, others that may write in it, and those who may write in all folders below it."""
+    """A folder on HDFS: owner, mode, others that may write in it, and those who may write in all folders below it."""
 
     path: str
     owner: str
@@ -37,8 +39,9 @@ class Folder:
     below: tuple[str, ...] = ()
 
 
-# Each layer is a user of its own and owns what it writes; serving and the proof own nothing and read all but checkpoints.
-# The batch layer is the caretaker: it merges raw segments, prunes epochs and cleans staging, and so may write there.
+# Each layer is a user of its own and owns what it writes; serving and the proof own nothing and read all but
+# checkpoints. The batch layer is the caretaker: it merges raw segments, prunes epochs and cleans staging, and so may
+# write there.
 FOLDERS = (
     Folder("/data", SUPERUSER),
     Folder(STAGING, SUPERUSER, beside=("ingest", "stream", "batch"), below=("batch",)),
@@ -52,11 +55,13 @@ FOLDERS = (
     Folder("/checkpoints/speed", "stream", 0o700),
 )
 
-_log = structlog.get_logger("prepare")
+_log = structlog.get_logger("engine.prepare")
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m engine.prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=("topics", "folders"))
     add_flags(parser, ("domain", "hdfs_url", "hadoop_user_name"))
     with exit_codes(

@@ -1,4 +1,4 @@
-"""Every setting as a Markdown list: python -m engine.settings."""
+"""Which settings are there? Prints them as the Markdown list of docs/reference.md: `python -m engine.settings`."""
 
 import sys
 

@@ -1,9 +1,15 @@
 """Which versions of a domain are there, what would a promotion change, and which one is served from now on?
 
-python -m engine.versions list DOMAIN
-python -m engine.versions diff DOMAIN VERSION
-python -m engine.versions promote DOMAIN VERSION
-python -m engine.versions rollback DOMAIN [VERSION]
+    python -m engine.versions list DOMAIN
+    python -m engine.versions diff DOMAIN VERSION           [--against VERSION] [--limit N]
+    python -m engine.versions promote DOMAIN VERSION
+    python -m engine.versions rollback DOMAIN [VERSION]
+
+Reads:   HDFS, the versions and choices of `engine.storage.versions`; `diff` their rows, too (`engine.batch.changes`).
+Writes:  `promote` and `rollback` one choice, by one rename, which serving and the stream follow; else nothing.
+
+Exit codes: 0 done, or `diff` found nothing; 1 something differs, or there is no such version; 2 a wrong setting; 75 HDFS
+did not answer within the retries.
 """
 
 from __future__ import annotations

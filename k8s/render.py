@@ -3,9 +3,9 @@
     python k8s/render.py dev | kubectl apply -f -
     python k8s/render.py prod
 
-Takes kustomize or kubectl, whichever is there, else builds the pinned kustomize with Go, once, below .cache/. The overlays
-read settings that lie above their folder, which kustomize allows only when told so. Exit 0; 1 kustomize refused; 2 no such
-overlay; 3 none of the three tools is here.
+Takes kustomize or kubectl, whichever is there, else builds the pinned kustomize with Go, once, below .cache/. The
+overlays read settings that lie above their folder, which kustomize allows only when told so. Exit 0; 1 kustomize
+refused; 2 no such overlay; 3 none of the three tools is here.
 """
 
 from __future__ import annotations

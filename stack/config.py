@@ -133,7 +133,7 @@ def zookeeper_properties(settings: Settings) -> dict[str, str]:
 
 
 def cassandra_properties(settings: Settings) -> dict[str, Any]:
-    """One node on loopback. A write is answered only when the commit log is on disk, so a pointer that moved stays moved."""
+    """One node on loopback. A write is answered once the commit log is on disk, so a pointer that moved stays moved."""
     folder = settings.data / "cassandra"
     seeds = {"seeds": f"{HOST}:{settings.port('CASSANDRA_INTERNODE_PORT')}"}
     return {

@@ -91,7 +91,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def script(settings: Settings, name: str, *arguments: str, going_on: int = 0) -> int:
-    """Run a script of the project to its end; returns its exit code, 0 or `going_on`. Raises StackError for any other."""
+    """Run a script of the project to its end; returns its exit code, 0 or `going_on`.
+
+    Raises StackError for any other.
+    """
     done = subprocess.run(
         [sys.executable, str(ROOT / name), *arguments], cwd=ROOT, env=layers.client_environment(settings), check=False
     )

@@ -1,10 +1,10 @@
-"""What is Highwater made of? Writes one CycloneDX bill of materials: the Python packages and the jars, with their licences.
+"""What is Highwater made of? Writes a CycloneDX bill of materials: Python packages and jars, with their licences.
 
     python -m stack.sbom [FILE]        sbom.json by default
 
-Packages are those of requirements.lock; what requirements-notebook.lock and requirements-cassandra.lock add has the scope
-"optional", what only requirements-dev.lock brings "excluded". The jars are those of stack/jars.lock, with its SHA-256. Licences of packages come
-from their own metadata.
+Packages are those of requirements.lock; what requirements-notebook.lock and requirements-cassandra.lock add has the
+scope "optional", what only requirements-dev.lock brings "excluded". The jars are those of stack/jars.lock, with its
+SHA-256. Licences of packages come from their own metadata.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""Keeps one layer running: starts it again after a crash or exit 75 with growing pauses, after a named fault every few minutes.
+"""Keeps one layer running: again after a crash or exit 75 with growing pauses, after a named fault every few minutes.
 
 python -m stack.supervise stream_layer.py --domain learning
 python -m stack.supervise spark-submit stream_layer.py        as in the containers: any program
 
-Docker's own pauses begin anew once a container has run for ten seconds, and Spark alone takes as long: a fault would be a hot
-loop. Kubernetes' pauses grow up to five minutes and begin anew after ten, so nothing stands between it and a layer.
+Docker's own pauses begin anew once a container has run for ten seconds, and Spark alone takes as long: a fault would be
+a hot loop. Kubernetes' pauses grow up to five minutes and begin anew after ten, so nothing stands between it and a
+layer.
 """
 
 from __future__ import annotations
@@ -79,7 +80,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def longer(pause: float, ran: float) -> float:
-    """Return the pause after a program that ran for `ran` seconds: 1 s, doubled up to a minute while it does not run long."""
+    """Return the pause after a program that ran for `ran` seconds.
+
+    It is 1 s, doubled up to a minute while it does not run long.
+    """
     return 1.0 if ran > HEALTHY_AFTER or not pause else min(pause * 2, LONGEST_PAUSE)
 
 

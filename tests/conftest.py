@@ -18,10 +18,10 @@ STRANGE = ("SPARK_", "PYSPARK_", "HADOOP_", "HDFS_", "KAFKA_", "CASSANDRA_")
 
 
 def forget_surroundings() -> None:
-    """Let no test, and no process that a test starts, inherit what the shell, `.env` or the parent say of another system.
+    """Let no test, and no process of a test, inherit what the shell, `.env` or the parent say of another system.
 
-    A shell may have run `eval "$(python -m stack env)"`; nohup, `&` in a script and some runners of CI ignore SIGINT, and so
-    would all children. A proxy stays for those tests that build images, but not for loopback.
+    A shell may have run `eval "$(python -m stack env)"`; nohup, `&` in a script and some runners of CI ignore SIGINT,
+    and so would all children. A proxy stays for those tests that build images, but not for loopback.
     """
     os.environ["HIGHWATER_ENV_FILE"] = os.devnull  # read where the settings are imported, below
     from domains import DOMAINS
@@ -90,7 +90,10 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 @pytest.fixture(scope="session")
 def cassandra(stack: Stack) -> Iterator[Stack]:
-    """The same stack with a real Cassandra beside it, stopped at the end; its jars are fetched where they are missing."""
+    """The same stack with a real Cassandra beside it, stopped at the end.
+
+    Its jars are fetched where they are missing.
+    """
     from stack import lifecycle, process
     from stack import settings as stack_settings
     from stack.services import CASSANDRA, environment

@@ -1,1 +1,4 @@
-"""The batch layer: types the raw log, chooses the horizon, builds versions. Imports `domain`, `fold`, `storage`, `runtime`."""
+"""The batch layer: types the raw log, chooses the horizon, builds versions.
+
+Imports `domain`, `fold`, `storage`, `runtime`.
+"""

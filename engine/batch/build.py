@@ -27,11 +27,10 @@ from engine.domain import (
     Stream,
     unknown_order,
 )
-from engine.fold import spark_fold as fold
+from engine.fold import spark_fold
 from engine.runtime.session import side_by_side
-from engine.storage import chain as chain_of
-from engine.storage import derived, versions
-from engine.storage.chain import Chain, Epoch
+from engine.storage import chains, derived, versions
+from engine.storage.chains import Chain, Epoch
 from engine.storage.hdfs import Hdfs, HdfsUnavailable
 from engine.storage.log import (
     STAGING,
@@ -57,15 +56,18 @@ DIGEST_PRIME = 1_000_003
 # How Spark says that a file is gone: while it reads, while it plans, and while it lists.
 GONE = ("FILE_NOT_EXIST", "PATH_NOT_FOUND", "java.io.FileNotFoundException")
 
-# SQLSTATEs of what a report's own SQL and data are to blame for: it divides by zero, overflows, is no SQL, raises an error.
-# A service that is away, a file that is gone and a task that was lost have others, or none.
+# SQLSTATEs of what a report's own SQL and data are to blame for: it divides by zero, overflows, is no SQL, raises an
+# error. A service that is away, a file that is gone and a task that was lost have others, or none.
 OWN_FAULT = re.compile(r"SQLSTATE: (21|22|42|P0)\w{3}")
 
 _log = structlog.get_logger("engine.batch.build")
 
 
 class VersionDamaged(RowsDiffer):
-    """The rows of the version on which a run builds are not what its manifest says; the run sets it aside and builds on another."""
+    """The rows of the version on which a run builds are not what its manifest says.
+
+    The run sets it aside and builds on another.
+    """
 
 
 def utc_now() -> datetime:
@@ -74,7 +76,10 @@ def utc_now() -> datetime:
 
 @contextmanager
 def fresh_listing() -> Iterator[None]:
-    """Turn "a file that was listed is gone" into RowsDiffer: compaction or another run took it; listing again finds its rows."""
+    """Turn "a file that was listed is gone" into RowsDiffer: compaction or another run took it.
+
+    Listing again finds its rows.
+    """
     try:
         yield
     except (FileNotFoundError, PySparkException, Py4JJavaError) as error:
@@ -90,8 +95,8 @@ def _is_gone(error: Exception) -> bool:
 def basis(fs: Hdfs, domain: Domain, candidate: bool) -> tuple[Domain, Manifest, int]:
     """Return by which definition a run builds, on which version, and the number of what it builds.
 
-    A run builds what the domain's file says, on the newest version of the served line. Once a version was chosen by hand the
-    line keeps that version's definition: another one gets in as a candidate, to be compared and promoted.
+    A run builds what the domain's file says, on the newest version of the served line. Once a version was chosen by
+    hand the line keeps that version's definition: another one gets in as a candidate, to be compared and promoted.
 
     Raises:
         VersionUnknown: the chosen version is gone, or there is none yet to which a candidate could be compared.
@@ -115,8 +120,11 @@ def basis(fs: Hdfs, domain: Domain, candidate: bool) -> tuple[Domain, Manifest, 
 
 
 def _next_number(fs: Hdfs, domain: str, chosen: versions.Choice | None) -> int:
-    """Return a number that no version ever had: neither one that is there, nor one that something names, nor the newest taken."""
-    named = [chain.version for chain in chain_of.chains(fs, domain)] + ([chosen.version] if chosen else [])
+    """Return a number that no version ever had.
+
+    It is neither one that is there, nor one that something names, nor the newest taken.
+    """
+    named = [chain.version for chain in chains.chains(fs, domain)] + ([chosen.version] if chosen else [])
     taken = derived.newest_taken(fs, f"{versions.TAKEN_VERSIONS}/{domain}", f"{versions.VERSIONS}/{domain}")
     return 1 + max([*versions.numbers(fs, domain), *named, taken])
 
@@ -170,10 +178,10 @@ def heads(log: Partitions) -> Position:
 
 def newest_chain(fs: Hdfs, domain: Domain) -> tuple[Chain | None, list[Epoch]]:
     """Return the newest chain of this definition with the footers of its consecutive epochs."""
-    known = [c for c in chain_of.chains(fs, domain.name) if c.definition_hash == domain.definition_hash]
+    known = [c for c in chains.chains(fs, domain.name) if c.definition_hash == domain.definition_hash]
     if not known:
         return None, []
-    return known[-1], chain_of.epochs(fs, domain.name, known[-1].number)
+    return known[-1], chains.epochs(fs, domain.name, known[-1].number)
 
 
 def version(
@@ -295,35 +303,39 @@ def _marked(fs: Hdfs, marker: str, manifest: Manifest) -> bool:
 def prune(fs: Hdfs, domain: Domain, keep: int) -> dict[str, int]:
     """Delete versions beyond `keep` and epochs behind the oldest kept H.
 
-    A version stays if it is served or chosen, if the newest chain starts from it, or if one that stays names it for a report.
+    A version stays if it is served or chosen, if the newest chain starts from it, or if one that stays names it for a
+    report.
     """
     manifests = versions.manifests(fs, domain.name)
-    chains = chain_of.chains(fs, domain.name)
+    known = chains.chains(fs, domain.name)
     chosen = versions.choice(fs, domain.name)
     wanted = {m.version for m in [*manifests[-keep:], *versions.allowed(manifests, chosen)[:1]]}
-    wanted |= {c.version for c in chains[-1:]} | ({chosen.version} if chosen else set())
+    wanted |= {c.version for c in known[-1:]} | ({chosen.version} if chosen else set())
     for manifest in reversed(manifests):  # what a version names is older than it
         if manifest.version in wanted:
             wanted |= {int(entry["version"] or 0) for entry in manifest.reports.values()}
     gone = [m.version for m in manifests if m.version not in wanted and _taken_away(fs, domain.name, m.version)]
     kept = [m for m in manifests if m.version not in gone]
     pruned = {"versions": len(gone), "epochs": 0, "chains": 0}
-    for number, chain in enumerate(chains):
-        epochs = chain_of.epochs(fs, domain.name, chain.number)
-        below = [chain_of.fits(chain, epochs, m.horizon, m.version) for m in kept]
+    for number, chain in enumerate(known):
+        epochs = chains.epochs(fs, domain.name, chain.number)
+        below = [chains.fits(chain, epochs, m.horizon, m.version) for m in kept]
         fitting = [count for count in below if count is not None]
-        if not fitting and number < len(chains) - 1:
+        if not fitting and number < len(known) - 1:
             fs.delete(chain.folder, recursive=True)
             pruned["chains"] += 1
             continue
         for epoch in epochs[: min([*fitting, len(epochs) - 1]) if fitting else 0]:  # the last one holds the chain's end
-            fs.delete(chain_of.epoch_path(domain.name, chain.number, epoch.number))
+            fs.delete(chains.epoch_path(domain.name, chain.number, epoch.number))
             pruned["epochs"] += 1
     return pruned
 
 
 def _taken_away(fs: Hdfs, domain: str, version: int) -> bool:
-    """Delete a version, unless it is chosen at this very moment: whoever chooses looks afterwards whether it is still there."""
+    """Delete a version, unless it is chosen at this very moment.
+
+    Whoever chooses looks afterwards whether it is still there.
+    """
     folder = versions.folder(domain, version)
     doomed = f"{STAGING}/pruned-{domain}-{version}-{utc_now():%Y%m%dT%H%M%S%f}"
     fs.mkdirs(STAGING)
@@ -364,7 +376,7 @@ def _register(
     for stream in domain.streams:
         rows = read_typed(spark, url, stream, log[stream.topic], ranges[stream.topic])
         good[stream.topic] = rows.where("problem IS NULL")
-    fold.register_good_rows(good, prefix)
+    spark_fold.register_good_rows(good, prefix)
 
 
 def _ledger(
@@ -376,7 +388,7 @@ def _ledger(
     since: Mapping[str, Ranges],
     full: bool,
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, str]]:
-    """Count the folded rows by problem and add up digests, per topic, log and partition; find the newest event time per topic.
+    """Count folded rows by problem and add up digests per partition; find the newest event time per topic.
 
     Raises:
         MasterWentBack: rows that the parent was made of are not those that are there now.
@@ -453,7 +465,10 @@ def _unknown_fields(
     since: Mapping[str, Ranges],
     full: bool,
 ) -> dict[str, dict[str, int]]:
-    """Count the rows that carry a field which the schema does not know; per topic and name of the field, the shortest by name."""
+    """Count the rows that carry a field which the schema does not know.
+
+    Per topic and name of the field, the shortest by name.
+    """
     found: dict[str, dict[str, int]] = {}
     frames = []
     for stream in domain.streams:
@@ -461,8 +476,8 @@ def _unknown_fields(
             found[stream.topic] = dict(parent.unknown[stream.topic])
         rows = read_typed(spark, url, stream, log[stream.topic], since[stream.topic])
         frames.append(rows.selectExpr("topic", "explode(unknown) AS name"))
-    # One job for all topics: each job has a price of its own, however few rows there are. What a sender may invent without
-    # end never leaves the executors.
+    # One job for all topics: each job has a price of its own, however few rows there are. What a sender may invent
+    # without end never leaves the executors.
     counted = reduce(DataFrame.unionByName, frames).groupBy("topic", "name").count()
     further = F.col("name") == FURTHER_FIELDS
     place = F.row_number().over(
@@ -512,8 +527,8 @@ def _write_view(
         folder = f"{versions.folder(domain.name, parent.version)}/{name}"
         _check_files(fs, folder, entry)
         earlier = spark.read.parquet(*(f"{url}{folder}/{file}" for file in entry["files"]))
-    fresh = fold.partials(spark, view, NEW_ROWS if continues else ALL_ROWS)
-    rows = fold.merged(spark, view, earlier, fresh)
+    fresh = spark_fold.partials(spark, view, NEW_ROWS if continues else ALL_ROWS)
+    rows = spark_fold.merged(spark, view, earlier, fresh)
     try:
         written = _write(fs, rows.sortWithinPartitions(*view.keys) if view.keys else rows, url, f"{staging}/{name}")
     except (PySparkException, Py4JJavaError) as error:
@@ -530,7 +545,10 @@ def check_views(fs: Hdfs, version: Manifest) -> None:
 
 
 def _check_files(fs: Hdfs, folder: str, entry: Mapping[str, Any]) -> None:
-    """Raise VersionDamaged where the files of a view do not hold the rows that the manifest says; FileNotFoundError if it was pruned."""
+    """Raise VersionDamaged where the files of a view do not hold the rows that the manifest says.
+
+    FileNotFoundError if it was pruned.
+    """
     try:
         rows = sum(fs.open_parquet(f"{folder}/{file}").metadata.num_rows for file in entry["files"])
     except ValueError as error:
@@ -557,7 +575,7 @@ def _write_reports(
         failed: dict[str, dict[str, Any]] = {}
         error = None
         try:
-            rows, failed = fold.report_rows(spark, report)
+            rows, failed = spark_fold.report_rows(spark, report)
             computed.append(rows)
             written = {} if failed else _write(fs, rows, url, f"{staging}/{report.name}")
         except (PySparkException, Py4JJavaError) as raised:

@@ -29,8 +29,8 @@ from engine.storage.log import (
     typed_root,
 )
 
-# What one pass types at most, over all partitions: bounds memory, and the work that a crash repeats. A pass that takes long
-# makes the next one smaller (`engine.storage.commit`).
+# What one pass types at most, over all partitions: bounds memory, and the work that a crash repeats. A pass that takes
+# long makes the next one smaller (`engine.storage.commit`).
 PASS_OFFSETS = 1_000_000
 PASS_BYTES = 256 * 1024 * 1024  # of raw segments
 TYPED_GAP = pa.schema([("offset", pa.int64())])

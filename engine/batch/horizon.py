@@ -1,15 +1,16 @@
 """Up to where does a batch version speak? To an epoch's end that the typed log has reached, so nothing is cut in two.
 
 Only where no such end can be had (the stream has been down for over a minute, its data is gone, or it speaks of
-another definition) the horizon is the typed heads themselves; the stream then begins a new chain there.
+another definition) the horizon is the typed heads themselves; the stream then begins a new chain there. A candidate
+chooses nothing: it stands at its parent's horizon (`batch_layer.py`).
 """
 
 from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-from engine.storage.chain import Chain, Epoch, speaks_of
-from engine.storage.log import Position, covers, offset_in, overlay
+from engine.storage.chains import Chain, Epoch, speaks_of
+from engine.storage.log import Position, covers, overlay, reaches
 
 STREAM_DOWN_AFTER = timedelta(minutes=1)
 
@@ -30,7 +31,7 @@ def choose_horizon(
         return overlay(parent, typed)
     start = epochs[0].start if epochs else chain.start
     boundaries = [start, *(epoch.end for epoch in epochs)]
-    reached = [boundary for boundary in boundaries if _has_reached(typed, boundary, chain.origins)]
+    reached = [boundary for boundary in boundaries if reaches(typed, boundary, chain.origins)]
     newest = epochs[-1] if epochs else None
     written = datetime.fromisoformat(newest.created_at if newest else chain.created_at)
     behind = not covers(newest.end if newest else chain.start, _of_chain(typed, chain))
@@ -40,15 +41,6 @@ def choose_horizon(
     others = {t: {lg: by for lg, by in logs.items() if not speaks_of(chain, t, lg)} for t, logs in typed.items()}
     chosen = overlay(overlay(parent, others), reached[-1])
     return chosen if covers(chosen, parent) else overlay(parent, typed)
-
-
-def _has_reached(typed: Position, boundary: Position, origins: Position) -> bool:
-    return all(
-        offset_in(typed, topic, log, partition, offset_in(origins, topic, log, partition, 0)) >= offset
-        for topic, logs in boundary.items()
-        for log, partitions in logs.items()
-        for partition, offset in partitions.items()
-    )
 
 
 def _of_chain(typed: Position, chain: Chain) -> Position:

@@ -2,8 +2,8 @@
 
 A `Domain` holds streams (topics with a schema), views (what merges) and reports (what does not). The Spark
 schema, the JSON Schema, the producer's validation, the API's parameters and the documentation all come from it.
-This module imports neither Spark nor Kafka; expressions are SQL text, which `engine.domain.expressions` reads and writes for
-Spark and for DuckDB.
+This module imports neither Spark nor Kafka; expressions are SQL text, which `engine.domain.expressions` reads and
+writes for Spark and for DuckDB.
 """
 
 from __future__ import annotations
@@ -23,17 +23,18 @@ from typing import Any
 from engine.domain import expressions
 from engine.domain.operators import Engine, ExpressionError, Said, decimal_of
 
-# Part of every schema hash: raise it when `decode.py` starts to read the same bytes differently, or a rule to say another thing.
+# Part of every schema hash: raise it when `engine.fold.decode` starts to read the same bytes differently, or a
+# rule to say another thing.
 DECODE_VERSION = 3
-# Part of every definition hash: raise it when a measure's arithmetic changes, or what an expression says. Serving answers from
-# versions of before until they are built anew; where stored rows cannot be merged as they were, rename the stored columns, so
-# that it refuses them.
+# Part of every definition hash: raise it when a measure's arithmetic changes, or what an expression says. Serving
+# answers from versions of before until they are built anew; where stored rows cannot be merged as they were, rename the
+# stored columns, so that it refuses them.
 MEASURES_VERSION = 2
 
 # A field that a schema does not know is counted by its name if it looks like one, else under the second text.
 FIELD_NAME, OTHER_FIELDS = r"[A-Za-z_][A-Za-z0-9_.-]{0,62}", "(other)"
-# So many names are kept, of a row and of a topic, the shortest ones; what is left counts under the text below. A name among
-# the shortest of all was among the shortest of any part, so counts add up to the same however the log was split.
+# So many names are kept, of a row and of a topic, the shortest ones; what is left counts under the text below. A name
+# among the shortest of all was among the shortest of any part, so counts add up to the same however the log was split.
 UNKNOWN_FIELDS, FURTHER_FIELDS = 100, "(others)"
 
 # Event time may run ahead of Kafka's receive time by this much (the default rule of every stream).
@@ -58,8 +59,8 @@ RESERVED = frozenset(
     }
     | {"window_start", "window_end"}
 )
-# Words that DuckDB's grammar keeps for itself (Spark keeps none of them outside of ANSI's reserved mode): expressions name
-# fields without quotes, because the two engines quote differently.
+# Words that DuckDB's grammar keeps for itself (Spark keeps none of them outside of ANSI's reserved mode): expressions
+# name fields without quotes, because the two engines quote differently.
 SQL_WORDS = frozenset(
     (
         "all analyse analyze and anti any array as asc asof asymmetric at authorization binary both by case cast "
@@ -489,8 +490,8 @@ class Report:
         name: also the name in the API and of its folder.
         by: columns of the result that can be filtered on.
         sql: over one table per topic (its good rows; `-` and `.` in a topic become `_`) and over earlier reports.
-        checks: name → SQL over the report (as table `report`) that gives one row: a BOOLEAN, of which FALSE or NULL holds the
-            report back, and further columns, measured values that are told then.
+        checks: name → SQL over the report (as table `report`) that gives one row: a BOOLEAN, of which FALSE or NULL
+            holds the report back, and further columns, measured values that are told then.
         time: column of the result (a TIMESTAMP) to which `from` and `to` of a request speak.
         constants: as in a view; `{name}` in `sql` stands for one.
     """
@@ -551,7 +552,7 @@ class Domain:
                     )
 
     def _sql_names(self) -> list[str]:
-        """Return every name under which a layer makes rows of this domain known to Spark's SQL (`engine.fold.spark_fold`)."""
+        """Return every name under which `engine.fold.spark_fold` makes rows of this domain known to Spark's SQL."""
         tables = [table_name(s.topic) for s in self.streams]
         names = [prefix + table for prefix in ROWS_OF for table in tables]
         names += [f"{prefix}{view.name}_rows" for prefix in ROWS_OF for view in self.views if len(view.streams) > 1]

@@ -1,7 +1,8 @@
 """What does an expression of a declaration say? Rules, `where` and `show`, read once, written for Spark and for DuckDB.
 
-The language is the part of SQL that both engines have alike: comparisons, IN, BETWEEN, LIKE, CASE, arithmetic, casts and a
-list of functions. `engine.domain.operators` knows what each of them says; anything else is refused by name, when it is declared.
+The language is the part of SQL that both engines have alike: comparisons, IN, BETWEEN, LIKE, CASE, arithmetic, casts
+and a list of functions. `engine.domain.operators` knows what each of them says; anything else is refused by name, when
+it is declared.
 """
 
 from __future__ import annotations

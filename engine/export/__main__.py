@@ -188,8 +188,8 @@ def heed_signals(path: str) -> None:
 if __name__ == "__main__":
     heed_signals(parsed(None).out)
     code = main()
-    # All files are closed. Threads of pyarrow may still let go of Python's buffers, which in an interpreter that is ending
-    # aborts the process: "terminate called without an active exception", and a good export would end with 134.
+    # All files are closed. Threads of pyarrow may still let go of Python's buffers, which in an interpreter that is
+    # ending aborts the process: "terminate called without an active exception", and a good export would end with 134.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -49,7 +49,10 @@ def format_of(path: str, asked: str | None) -> str:
 
 
 def part_of(path: str) -> Path:
-    """Return what a file is called while this process writes it: of two at once each ends whole; a link keeps leading to the file."""
+    """Return what a file is called while this process writes it: of two at once each ends whole.
+
+    A link keeps leading to the file.
+    """
     return Path(f"{os.path.realpath(path)}.{os.getpid()}.part")
 
 

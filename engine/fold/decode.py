@@ -1,5 +1,7 @@
 """What does a raw row say? JSON is parsed once, here, for batch and speed; `docs/decode.md` is the table it follows.
 
+Who changes what the same bytes mean raises `engine.domain.declarations.DECODE_VERSION`.
+
 Rows that msgspec decodes and encodes back to the very same bytes are plain: no name occurs twice, every number is
 written in its shortest form. Everything else goes through a strict walk with the standard library's parser. Columns
 are converted as a whole and fall back to single values only where a value is not of the column's common form.
@@ -80,7 +82,8 @@ def decode_rows(stream: Stream, raw: pa.Table) -> pa.Table:
 
     Returns:
         A table with `decoded_columns`: `problem` is "malformed" or NULL, `ukey` a hash of the unique key, `crc` the
-        CRC-32 of the value (0 for a null), `unknown` the names of fields that the schema does not know; value and value_bytes are kept as they came.
+        CRC-32 of the value (0 for a null), `unknown` the names of fields that the schema does not know; value and
+        value_bytes are kept as they came.
     """
     values = [text.encode() if text is not None else None for text in raw["value"].to_pylist()]
     events = [_event(value) for value in values]

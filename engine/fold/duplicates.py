@@ -1,6 +1,7 @@
-"""Which of these keys were seen before? The speed layer's memory: the valid keys of the last W offsets of each partition.
+"""Which keys were seen before? The speed layer's memory: the valid keys of the last W offsets of each partition.
 
-The memory is a copy of what epochs and typed log hold; it is rebuilt from them at every start.
+The memory is a copy of what epochs and typed log hold; it is rebuilt from them at every start. What a duplicate is, the
+batch layer's `engine.fold.quality.with_duplicates` says, and this finds the same ones.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class KeyWindow:
         return sum(len(keys) for keys in self._newest.values())
 
     def duplicates(self, place: Place, valid: Iterable[Keyed]) -> list[int]:
-        """Return the offsets among valid rows (in offset order, newer than all remembered) that repeat a key within W."""
+        """Return the offsets of valid rows (ascending, newer than all remembered) that repeat a key within W."""
         window = self._windows[place[0]]
         remembered = self._newest.get(place, {})
         seen: dict[str, int] = {}

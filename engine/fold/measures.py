@@ -232,8 +232,8 @@ def _buckets(stored: str, value: str, engine: Engine) -> Part:
     if engine == "duckdb":
         partial = f"coalesce(histogram({_bucket(value)}), MAP {{}})"
         return Part(stored, BUCKETS, f"CAST({partial} AS MAP(INTEGER, BIGINT))", f"buckets_merge(list({stored}))")
-    # Spark has no such aggregate over events: `_counted_by_bucket` makes the partial. Merges see a version and what came
-    # after it, so folding maps pair by pair is cheap; sorted, equal counts are equal bytes.
+    # Spark has no such aggregate over events: `_counted_by_bucket` makes the partial. Merges see a version and what
+    # came after it, so folding maps pair by pair is cheap; sorted, equal counts are equal bytes.
     added = "map_zip_with(a, b, (k, x, y) -> coalesce(x, 0L) + coalesce(y, 0L))"
     folded = f"reduce(collect_list({stored}), CAST(map() AS {BUCKETS}), (a, b) -> {added})"
     return Part(stored, BUCKETS, "", f"map_from_entries(array_sort(map_entries({folded})))")

@@ -7,7 +7,7 @@ from typing import Any
 
 from pyspark.sql import DataFrame, SparkSession
 
-from engine.domain import Domain, Report, View, table_name
+from engine.domain import Report, View, table_name
 from engine.fold.measures import merge_query, partial_query, show_query
 
 _POSITION = ("topic", "log", "partition", "offset", "kafka_time", "event_time")
@@ -75,7 +75,3 @@ def _told(check: DataFrame) -> dict[str, Any]:
     row = check.first() or [None] * len(check.columns)
     texts = (None if value is None else str(value) for value in row[1:])
     return {"passed": row[0] if isinstance(row[0], bool) else None, **dict(zip(check.columns[1:], texts, strict=True))}
-
-
-def view_names(domain: Domain) -> list[str]:
-    return [view.name for view in domain.views]

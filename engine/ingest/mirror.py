@@ -1,9 +1,9 @@
 """What of a domain's topics is on HDFS, and may Kafka be read on from there? The protocol of ingest, without Spark.
 
 A `Mirror` knows the present log of each topic, commits the origin of each partition before anything is counted from it,
-proves that Kafka continues what is stored, and commits planned ranges of offsets. What it was told of Kafka holds for one
-*generation* of a topic (its id and the epochs of its leaders); when that changes, everything is asked again by who starts
-again, with clients that remember nothing.
+proves that Kafka continues what is stored, and commits planned ranges of offsets. What it was told of Kafka holds for
+one *generation* of a topic (its id and the epochs of its leaders); when that changes, everything is asked again by who
+starts again, with clients that remember nothing.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ class Mirror:
             LogReplaced, DataExpired, MasterWentBack: as they say.
         """
         partitions = self._partitions()
-        # Kafka's ends are asked after the heads, which another process may move: the bound that must be larger is read last.
+        # Kafka's ends are asked after the heads, which another process may move: the bound that must be larger is read
+        # last.
         state = self._state()
         self._refuse_changes(state)
         self.known = state
@@ -92,9 +93,9 @@ class Mirror:
 
         Args:
             planned: (topic, partition) → the offsets that Kafka was asked for; start None where the partition begins.
-            write: writes the rows of given ranges below a staging folder, as `topic=/partition=/….parquet`, and returns how many
-                it read. It must fail where Kafka does not have an offset any more: what it leaves out is a hole, such as a
-                transaction's marker.
+            write: writes the rows of given ranges below a staging folder, as `topic=/partition=/….parquet`, and returns
+                how many it read. It must fail where Kafka does not have an offset any more: what it leaves out is a
+                hole, such as a transaction's marker.
 
         Raises:
             StartAgain: what was read does not belong to the logs that were proved, or begins above a head.
@@ -213,14 +214,18 @@ class Mirror:
                 )
 
     def _begin(self, partitions: Partitions, state: Mapping[str, TopicState]) -> None:
-        """Commit the origins that are missing: those of a log that was never seen at once, so that one setting made them all."""
+        """Commit the origins that are missing.
+
+        Those of a log that was never seen at once, so that one setting made them all.
+        """
         for topic, lg in self.logs.items():
             known = partitions[topic].get(lg, {})
             origins = {}
             for number, at in state[topic].partitions.items():
                 stored = known.get(str(number))
                 if stored is None or not stored.begun:
-                    # In the older layout a partition begins at its first segment; one that joins a log is new in Kafka, too.
+                    # In the older layout a partition begins at its first segment; one that joins a log is new in Kafka,
+                    # too.
                     begin = stored.origin if stored else at.end if self.latest and not known else at.start
                     origins[str(number)] = Origin(begin)
             if origins and not known:
@@ -249,7 +254,8 @@ def _continued(present: str, verdict: Verdict, lost_disk: bool) -> Origin:
     """Return the origin of a partition in the log that follows a closed one.
 
     Args:
-        lost_disk: another partition of the topic was proved to be another log; then this one, too, unless the contrary is proved.
+        lost_disk: another partition of the topic was proved to be another log; then this one, too, unless the contrary
+            is proved.
     """
     at = verdict.kafka
     if verdict.proof in ("continues", "cut"):

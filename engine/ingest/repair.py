@@ -1,4 +1,4 @@
-"""What does an operator do about a log that ended, or offsets that are gone? `ingest_layer.py --new-log` and `--accept-gap`."""
+"""What does an operator do about a log that ended, or offsets that are gone? Ingest's `--new-log` and `--accept-gap`."""
 
 from __future__ import annotations
 

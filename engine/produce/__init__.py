@@ -1,1 +1,1 @@
-"""What the producer checks and counts of what it sends. Imports `domain` and `runtime`."""
+"""What the producer mixes, checks, sends and counts. Imports `domain` and `runtime`."""

@@ -36,7 +36,7 @@ def shares(domain: Domain) -> list[Stream]:
 
 
 def mix(streams: list[Stream], chosen: Settings, rng: Random, clock: Callable[[int], int]) -> Iterator[Message]:
-    """Endless messages: topics by weight; duplicate, late, future and broken ones in their shares, the others good."""
+    """Yield messages of these streams for ever, in the shares that the settings name."""
     makers = {
         stream.topic: (stream, stream.generator(rng, stream.options), checker(stream))
         for stream in streams

@@ -1,4 +1,4 @@
-"""How does an event get into Kafka once, in order, or be reported? What a client of Kafka does when its broker comes and goes."""
+"""How does an event get into Kafka once and in order, or else be reported, also when brokers come and go?"""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ PARTITIONS_REMEMBERED = 100_000
 
 
 class Sender:
-    """Sends messages, and replaces a client that neither acknowledges nor fails: kafka-python may lose its producer id for good.
+    """Sends messages, and replaces a client that neither acknowledges nor fails.
+
+    kafka-python may lose its producer id for good.
 
     Args:
         connect: makes a client; again where one has to be replaced.
@@ -102,7 +104,10 @@ class Sender:
             self._client, self._moved = self._connect(), time.monotonic()
 
     def _abandon(self) -> None:
-        """Close the client and fail what it still holds; its own close() raises and stays open while answers are missing."""
+        """Close the client and fail what it still holds.
+
+        Its own close() raises and stays open while answers are missing.
+        """
         self._client._sender.force_close()
         self._client._sender.join(5)
         with contextlib.suppress(KafkaError):

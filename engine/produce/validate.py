@@ -104,7 +104,7 @@ def _text(event: dict[str, Any]) -> bytes:
     return json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-# Name → (stream, good event, its value, random source) → a malformed value. JSON Schema can see the SCHEMA_BREAKAGES.
+# Name → (stream, good event, its value, random source) → a malformed value.
 BREAKAGES: dict[str, Callable[[Stream, dict[str, Any], bytes, Random], bytes]] = {
     "cut": _cut,
     "wrong_type": _wrong_type,
@@ -115,7 +115,6 @@ BREAKAGES: dict[str, Callable[[Stream, dict[str, Any], bytes, Random], bytes]] =
     "not_utf8": _not_utf8,
     "empty": _empty,
 }
-SCHEMA_BREAKAGES = ("wrong_type", "missing_field")
 
 
 def _python_type(sql_type: str) -> tuple[Any, Callable[[Any], bool] | None]:

@@ -1,1 +1,4 @@
-"""What every process needs to run: settings, logs and exit codes, metrics, clients of Kafka and Spark. Imports `domain` alone."""
+"""What every process needs to run: settings, logs and exit codes, metrics, clients of Kafka and Spark.
+
+Imports `domain` alone.
+"""

@@ -37,7 +37,8 @@ class SettingsError(ValueError):
 def read(path: Path | None = ENV_FILE, environ: Mapping[str, str] | None = None) -> dict[str, str]:
     r"""Return name → value of every line; {} where there is no file.
 
-    `export PORT = "80${NUMBER:-10}"  # api` is `{"PORT": "8010"}`. Quotes may hold ` #` and line ends, single ones also `$`.
+    `export PORT = "80${NUMBER:-10}"  # api` is `{"PORT": "8010"}`. Quotes may hold ` #` and line ends, single ones also
+    `$`.
 
     Args:
         environ: instead of the environment of this process; it wins over the file where a value names a variable.

@@ -26,7 +26,8 @@ from engine.domain import Stream
 from engine.runtime.settings import Settings
 
 REQUEST_SECONDS = 10.0
-# The longest time of a record that is stored, in ms: in microseconds, and with a window added, it still fits into 64 bits.
+# The longest time of a record that is stored, in ms: in microseconds, and with a window added, it still fits into 64
+# bits.
 LONGEST_MS = 9_200_000_000_000_000
 # Kafka refuses a record whose own timestamp runs ahead of the broker's clock by more than this.
 TOPIC_CONFIG = {"cleanup.policy": "delete", "message.timestamp.after.max.ms": "3600000"}
@@ -34,8 +35,7 @@ TOPIC_CONFIG = {"cleanup.policy": "delete", "message.timestamp.after.max.ms": "3
 _UNKNOWN_TOPIC, _ALREADY_EXISTS, _INVALID_CONFIG = 3, 36, 40
 _T = TypeVar("_T")
 
-log = structlog.get_logger(__name__)
-
+_log = structlog.get_logger("engine.runtime.kafka")
 
 Record = tuple[int, int, bytes | None, bytes | None]  # offset, timestamp in ms, key, value
 Generation = tuple[str, tuple[tuple[int, int], ...]]  # topic id, (partition, leader's epoch) of each
@@ -43,7 +43,10 @@ Generation = tuple[str, tuple[tuple[int, int], ...]]  # topic id, (partition, le
 
 @dataclass(frozen=True)
 class PartitionState:
-    """Kafka's range of a partition: first offset, end of what a reader of committed records sees; and its leader's epoch."""
+    """Kafka's range of a partition: first offset, end of what a reader of committed records sees.
+
+    And its leader's epoch.
+    """
 
     leader_epoch: int
     start: int
@@ -116,7 +119,7 @@ class Reader:
         return state(self.admin, topics)
 
     def records_at(self, wanted: Mapping[tuple[str, int], int]) -> dict[tuple[str, int], Record]:
-        """Return the record at one offset of each (topic, partition); what the log does not hold (any more) is left out.
+        """Return the record at one offset of each (topic, partition); what the log does not hold is left out.
 
         Raises:
             KafkaUnreachable: the log holds it, but it did not come in time.
@@ -197,7 +200,7 @@ class Reader:
 
 
 def consumer(settings: Settings, timeout: float = 5.0) -> Reader:
-    """Connect what `record_at` and `log_ranges` read with.
+    """Connect what reads generations, ranges and records.
 
     Raises:
         KafkaUnreachable: nothing answered.
@@ -338,7 +341,7 @@ def publish_lag(client: KafkaAdminClient, group: str, ends: Mapping[str, Mapping
         if offsets:
             _answer(ask, patience=3.0)
     except (KafkaError, KafkaUnreachable, OSError, RuntimeError) as error:
-        log.debug("lag not published", group=group, error=repr(error))
+        _log.debug("lag not published", group=group, error=repr(error))
 
 
 def _connected(client: type[_T], settings: Settings, timeout: float, **config: Any) -> _T:

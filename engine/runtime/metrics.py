@@ -1,8 +1,9 @@
 """What do the layers show Prometheus? Their numbers, and the thread that serves `/metrics` and `/health`.
 
-A layer sets its numbers from what it knows anyway after a commit, and Spark's listener (`engine.runtime.progress`) adds what Spark
-knows of a micro-batch; nothing here asks HDFS, Kafka or Spark. Names follow Prometheus: `highwater_<layer>_<what>_<unit>`,
-base units, `_total` where a number only grows. Everything known by name starts at 0, so that a rate sees the first event.
+A layer sets its numbers from what it knows anyway after a commit, and Spark's listener (`engine.runtime.progress`) adds
+what Spark knows of a micro-batch; nothing here asks HDFS, Kafka or Spark. Names follow Prometheus:
+`highwater_<layer>_<what>_<unit>`, base units, `_total` where a number only grows. Everything known by name starts at 0,
+so that a rate sees the first event.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How is a value written down? As JSON, and as the rows of a spreadsheet."""
+"""How is a value written down, as JSON or in a spreadsheet, and how is the time in a request or a flag read?"""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ BYTE_ORDER_MARK = "\ufeff".encode()
 
 # A spreadsheet takes for a formula what starts with one of these signs (full-width ones too), behind what it drops or
 # trims. A cell starts at the text's start, and after what may separate cells or lines where the list separator is not
-# the comma: quotes do not help there, since they stand in the middle of what is then the cell. A number alone is no harm.
+# the comma: quotes do not help there, since they stand in the middle of what is then the cell. A number alone is no
+# harm.
 _DROPPED = r"[\0-\x08\x0b\x0c\x0e-\x20\x7f-\xa0\u200b-\u200f\u2060\ufeff\"]*"
 _NUMBER = r"[+-]?[0-9]+(?:[.,][0-9]+)?(?:[eE][+-]?[0-9]+)?"
 _FORMULA = re.compile(rf"\A(?=[\t\r])|(?:\A(?!{_NUMBER}\Z)|(?<=[;\t\r\n]))(?={_DROPPED}[=+\-@＝＋－＠])")

@@ -39,7 +39,8 @@ AWAY = (
     "common.errors.TimeoutException",
     "SparkContext was shut down",
     "Cannot call methods on a stopped SparkContext",
-    # Kafka's log changed below the query. The next start compares it with what is stored, and names what is really lost.
+    # Kafka's log changed below the query. The next start compares it with what is stored, and names what is really
+    # lost.
     "KAFKA_DATA_LOSS",
 )
 # What the JVM's HDFS client says where a folder belongs to somebody else; a restart does not heal it.
@@ -105,9 +106,9 @@ def exit_codes(
 ) -> Iterator[None]:
     """Turn whatever ends a process into one line and an exit code.
 
-    An operator's mistake is 2 and a named fault is 1. All else is 75, start me again: what nobody foresaw (a DataNode killed in
-    mid-write, a full disk, a topic unknown for a moment) is healed by a restart more often than not, and a bug is no worse
-    for one. Its traceback is printed before the line.
+    An operator's mistake is 2 and a named fault is 1. All else is 75, start me again: what nobody foresaw (a DataNode
+    killed in mid-write, a full disk, a topic unknown for a moment) is healed by a restart more often than not, and a
+    bug is no worse for one. Its traceback is printed before the line.
     """
     # HDFS refuses a user: see `python -m engine.prepare folders`.
     named: tuple[type[Exception], ...] = (PermissionError, *faults)
@@ -159,7 +160,10 @@ def _root_cause(text: str) -> str:
 
 @contextmanager
 def outcome(codes: set[int], faults: tuple[type[Exception], ...], again: tuple[type[Exception], ...]) -> Iterator[None]:
-    """Tell a failure as `exit_codes` does, and add its code to `codes` instead of leaving: what stands beside it goes on."""
+    """Tell a failure as `exit_codes` does, and add its code to `codes` instead of leaving.
+
+    What stands beside it goes on.
+    """
     try:
         with exit_codes((), faults, again):
             yield
@@ -175,8 +179,8 @@ def worst(codes: Iterable[int]) -> int:
 class Ending:
     """Why the streaming queries of a process come to their end: a stop signal, or what a micro-batch raised.
 
-    Spark passes only the text of an exception on, so it is kept here. Once true, a micro-batch that begins does nothing: what
-    Spark then notes as done is forgotten with its checkpoint, and the next start goes on at the heads.
+    Spark passes only the text of an exception on, so it is kept here. Once true, a micro-batch that begins does
+    nothing: what Spark then notes as done is forgotten with its checkpoint, and the next start goes on at the heads.
     """
 
     def __init__(self, stop: Stop) -> None:

@@ -79,9 +79,9 @@ def with_any_time(
 ) -> T:
     """Return what `work` makes of a micro-batch, whatever times its records have.
 
-    Spark's source turns a record's milliseconds into microseconds, and ends the job where these need more than 64 bits: a
-    sender of nanoseconds would stop a layer for good. Such a micro-batch is read again without Spark's source, and the time
-    is stored as the longest there is.
+    Spark's source turns a record's milliseconds into microseconds, and ends the job where these need more than 64 bits:
+    a sender of nanoseconds would stop a layer for good. Such a micro-batch is read again without Spark's source, and
+    the time is stored as the longest there is.
 
     Args:
         rows: as Spark's Kafka source gives them.

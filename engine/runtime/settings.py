@@ -1,7 +1,8 @@
-"""Which values may a user set, and what are they now? The only reader of the environment; `.env` is read by `engine.runtime.envfile`.
+"""Which values may a user set, and what are they now? The only reader of the environment.
 
-`load()` gives one frozen `Settings`; a flag wins over the environment, the environment over `.env`, `.env` over the
-default, and an empty text counts as not given. `python -m engine.settings` prints the list of docs/reference.md.
+`.env` is read by `engine.runtime.envfile`. `load()` gives one frozen `Settings`; a flag wins over the environment, the
+environment over `.env`, `.env` over the default, and an empty text counts as not given. `python -m engine.settings`
+prints the list of docs/reference.md.
 """
 
 from __future__ import annotations
@@ -281,7 +282,7 @@ def load(
 
 
 def environment(environ: Mapping[str, str] | None = None, env_file: Path | None = ENV_FILE) -> dict[str, str]:
-    """Return every name of the environment and of `.env`, for the settings that a domain declares (`Domain.settings`)."""
+    """Return every name of the environment and of `.env`, for what a domain declares (`Domain.settings`)."""
     return envfile.given(env_file, environ)
 
 

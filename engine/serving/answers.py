@@ -138,7 +138,7 @@ async def report_rows(service: Service, request: Request) -> Response:
 
 
 def _checks(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """What the checks of a report said: its status, the version of its rows, since which version it is held, and why."""
+    """What the checks of a report said: its status, the version of its rows, since when it is held, and why."""
     said = {name: entry.get(name) for name in ("status", "version", "held_since", "failed_checks")}
     return said | ({"error": entry["error"]} if entry.get("error") else {})
 

@@ -2,7 +2,8 @@
 
 Every read and write is of a quorum, so what was written before the pointer moved is found by who read the pointer. The
 pointer moves by a lightweight transaction; an answer that was lost is asked for again. All other writes say the same
-when they happen twice. Deleted keys never come back into use (`engine.serving.store`), so tombstones may go after an hour.
+when they happen twice. Deleted keys never come back into use (`engine.serving.store`), so tombstones may go after an
+hour.
 """
 
 from __future__ import annotations

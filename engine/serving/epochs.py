@@ -19,9 +19,9 @@ import structlog
 from engine.domain import Domain, View
 from engine.fold.measures import stored_schema
 from engine.serving.query import merge_tables
-from engine.storage import chain as chains
-from engine.storage.chain import Chain, Epoch, continues
-from engine.storage.log import Position, offset_in
+from engine.storage import chains
+from engine.storage.chains import Chain, Epoch, continues
+from engine.storage.log import reaches
 from engine.storage.versions import Manifest
 
 # Runs of this many consecutive epochs, and runs of so many runs, are merged once and remembered.
@@ -160,7 +160,7 @@ class Epochs:
         while first > 0:
             first = max(0, first - READERS)
             epoch = self._read(chain, run[first : first + READERS])[0]
-            if manifest.version and _reaches(manifest.horizon, epoch.start, chain.origins):
+            if manifest.version and reaches(manifest.horizon, epoch.start, chain.origins):
                 break
         return self._read(chain, run[first:])
 
@@ -245,13 +245,3 @@ def _cover(first: int, end: int) -> Iterator[tuple[int, int]]:
         size = next(size for size in (BLOCK * BLOCK, BLOCK, 1) if first % size == 0 and first + size <= end)
         yield first, size
         first += size
-
-
-def _reaches(horizon: Position, start: Position, origins: Position) -> bool:
-    """True if a position lies at or below the horizon in every partition; where that is silent it stands at the origin."""
-    return all(
-        offset_in(horizon, topic, log, partition, offset_in(origins, topic, log, partition, 0)) >= offset
-        for topic, logs in start.items()
-        for log, partitions in logs.items()
-        for partition, offset in partitions.items()
-    )

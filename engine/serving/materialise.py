@@ -18,8 +18,8 @@ from engine.serving import store as stores
 from engine.serving.replica import manifest_of, snapshot_of
 from engine.serving.snapshot import Loader, Snapshot, needed, nothing
 from engine.serving.store import MANIFEST, NO_DIGEST, Place, Pointer, Run, Torn, Version
-from engine.storage import chain as chains
-from engine.storage.chain import Epoch, continues
+from engine.storage import chains
+from engine.storage.chains import Epoch, continues
 from engine.storage.log import LogReader, covers
 from engine.storage.versions import VersionUnknown, definition_followed, definition_of
 
@@ -29,7 +29,7 @@ PRUNE_SECONDS = 60.0
 # After another writer was first: it is at work, so we stand by.
 STAND_BY_SECONDS = 5.0
 
-_log = structlog.get_logger("engine.materialise")
+_log = structlog.get_logger("engine.serving.materialise")
 
 
 class OtherCluster(RuntimeError):
@@ -127,7 +127,10 @@ class Writer:
         return Version(edition, {part: stores.piece_of(data) for part, data in parts.items()})
 
     def _run(self, snapshot: Snapshot, epoch: EpochRows, edition: str) -> Run | None:
-        """Append the epochs that the pointer's run lacks; all of them to a new edition where they do not continue it."""
+        """Append the epochs that the pointer's run lacks.
+
+        Where they do not continue it, all of them go to a new edition.
+        """
         if snapshot.chain is None or snapshot.first is None or snapshot.last is None:
             return None
         first, digest, end = snapshot.first, NO_DIGEST, snapshot.chain.start
@@ -231,7 +234,10 @@ class Materialiser:
         self.loader.current = snapshot_of(pointer, self.domain, manifest, empty, empty, {})
 
     def _refuse_another_cluster(self, pointer: Pointer) -> None:
-        """Logs on HDFS are never deleted: where it has others than those that the pointer covers, nothing will ever cover that."""
+        """Logs on HDFS are never deleted.
+
+        Where it has others than those that the pointer covers, nothing will ever cover that.
+        """
         present = LogReader(self.fs).partitions(self.domain.topics)
         for topic, logs in pointer.coverage.items():
             covered = {name for name, offsets in logs.items() if any(offsets.values())}
@@ -267,7 +273,10 @@ class Materialiser:
 
 
 def step_all(writers: Iterable[Materialiser]) -> bool:
-    """One step of every domain, also of those after one that fails; True if a pointer moved. Raises the first failure."""
+    """One step of every domain, also of those after one that fails; True if a pointer moved.
+
+    Raises the first failure.
+    """
     moved, failed = False, None
     for writer in writers:
         try:

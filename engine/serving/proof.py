@@ -36,7 +36,7 @@ def check(query: Query, rows: int) -> None:
 
 
 def request(domain: Domain, query: Query, coverage: Mapping[str, Any], served: Sequence[Mapping[str, Any]]) -> bytes:
-    """Return what the recount reads: the query in the client's own words, the definition, the coverage, the served rows.
+    """Return what the recount reads: the query in the client's words, the definition, the coverage, the served rows.
 
     Raises Problem 503 where the recount would read the events otherwise than the layers did.
     """

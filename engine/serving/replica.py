@@ -1,7 +1,7 @@
 """What is served by a replica that reads the serving store? The snapshot that the pointer names, or the last good one.
 
-The same `Snapshot` as `engine.serving.snapshot.Loader` makes, from rows that a materialiser put there; the sides are merged on
-read, as ever. Pointer first, then what it names, each of which never changes; only what is new is read.
+The same `Snapshot` as `engine.serving.snapshot.Loader` makes, from rows that a materialiser put there; the sides are
+merged on read, as ever. Pointer first, then what it names, each of which never changes; only what is new is read.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from engine.serving.epochs import Blocks, stored, view_rows
 from engine.serving.snapshot import Snapshot, fallen, nothing
 from engine.serving.store import MANIFEST, Pointer, Run, Store, Torn
 from engine.storage import versions
-from engine.storage.chain import Epoch, continues, parsed_epoch, speaks_of
+from engine.storage.chains import Epoch, continues, parsed_epoch, speaks_of
 from engine.storage.log import covers
 from engine.storage.versions import Manifest
 

@@ -72,7 +72,7 @@ class HeadAsGet:
 
 
 class Cursors:
-    """Seals and opens what `next_cursor` carries, with a key that replicas share, or that lives as long as the process."""
+    """Seals and opens what `next_cursor` carries, with a key that replicas share, or that lives with the process."""
 
     def __init__(self, key: bytes | None = None) -> None:
         self._key = key or secrets.token_bytes(32)

@@ -1,7 +1,8 @@
 """What does a serving process hold? Per domain a loader and a watch; a database; threads that keep them current.
 
-Three threads ask the outside: HDFS, or the serving store, for versions and epochs, HDFS for the logs, Kafka for its ends. Requests only read
-what these left; when one of them gets no answer the last good state is served on, and staleness grows.
+Three threads ask the outside: HDFS, or the serving store, for versions and epochs, HDFS for the logs, Kafka for its
+ends. Requests only read what these left; when one of them gets no answer the last good state is served on, and
+staleness grows.
 """
 
 from __future__ import annotations

@@ -21,9 +21,8 @@ import structlog
 from engine.domain import Domain, View
 from engine.fold.measures import stored_schema
 from engine.serving.epochs import Epochs, stored
-from engine.storage import chain as chains
-from engine.storage import versions
-from engine.storage.chain import HOLE, Chain, Epoch
+from engine.storage import chains, versions
+from engine.storage.chains import HOLE, Chain, Epoch
 from engine.storage.derived import Damaged
 from engine.storage.hdfs import Entry
 from engine.storage.log import LogReader, Position, covers, each, offset_in
@@ -118,7 +117,8 @@ class Loader:
     clock: Callable[[], float] = time.monotonic
     current: Snapshot | None = None
     relist_seconds: float = 5.0
-    # By the folder as it was listed, by `Manifest.identity`, by the file as it was listed: a number may be deleted and given anew.
+    # By the folder as it was listed, by `Manifest.identity`, by the file as it was listed: a number may be deleted and
+    # given anew.
     _manifests: dict[Entry, Manifest] = field(default_factory=dict)
     _versions: dict[tuple[int, str], tuple[dict[str, pa.Table], dict[str, pa.Table]]] = field(default_factory=dict)
     _refused: dict[Entry, float] = field(default_factory=dict)
@@ -173,7 +173,8 @@ class Loader:
 
     def _pairs(self, manifests: list[Manifest], pinned: int | None) -> list[Pair]:
         """For each chain the newest version that fits it, and the newest version alone."""
-        # The stream continues its newest chain only, so an older one than ours, if that is there, matters for a rollback alone.
+        # The stream continues its newest chain only, so an older one than ours, if that is there, matters for a
+        # rollback alone.
         rolling_back = pinned is not None and pinned != self._pinned
         known, ours = chains.chains(self.fs, self.domain.name), self.current.chain if self.current else None
         oldest = ours.number if ours in known and ours and not rolling_back else -1
@@ -193,7 +194,10 @@ class Loader:
         return pairs
 
     def _usable(self) -> list[Manifest]:
-        """Manifests of this definition that may be served, newest first; `target` becomes the newest of any definition."""
+        """Manifests of this definition that may be served, newest first.
+
+        `target` becomes the newest of any definition.
+        """
         found = []
         folders = versions.folders(self.fs, self.domain.name)
         self._manifests = {entry: m for entry, m in self._manifests.items() if folders.get(m.version) == entry}
@@ -357,8 +361,8 @@ class Loader:
 def fallen(coverage: Position, chain: Chain | None, later: Sequence[Chain | None], topics: Sequence[str]) -> Position:
     """Return how far an answer about these topics must reach at least to follow one with this coverage and chain.
 
-    That is as far, except where a later chain says that rows which were counted are in no log: a topic was made anew, or Kafka
-    lost the end of a log, before ingest had them.
+    That is as far, except where a later chain says that rows which were counted are in no log: a topic was made anew,
+    or Kafka lost the end of a log, before ingest had them.
     """
     coverage = restricted(coverage, topics)
     for following in later:

@@ -1,13 +1,13 @@
-"""How does a snapshot lie in the serving store? Editions of rows that are written once, and one pointer that says what counts.
+"""How does a snapshot lie in the serving store? Editions of rows, written once, and a pointer that says what counts.
 
 A *cell* is a piece of bytes of bounded size; cells that are read together share a *place*. An edition holds either the
 rows of one batch version (`manifest`, each view, each report) or a run of epochs of one chain. Its name is new for ever
 and begins with the serial of the only pointer that may show it first, so what no pointer shows any more, or never will,
 can be told and deleted, and nothing that is written or deleted late can touch what is read.
 
-The pointer of a domain is one row. It moves from serial n to n + 1 by a compare-and-set on n, after all that it names was
-written. It names the SHA-256 of every piece of the version and of the last epoch; each epoch holds the SHA-256 of the one
-before it. So a reader either finds what the writer meant, to the byte, or raises `Torn`.
+The pointer of a domain is one row. It moves from serial n to n + 1 by a compare-and-set on n, after all that it names
+was written. It names the SHA-256 of every piece of the version and of the last epoch; each epoch holds the SHA-256 of
+the one before it. So a reader either finds what the writer meant, to the byte, or raises `Torn`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from engine.storage.chain import Chain
+from engine.storage.chains import Chain
 from engine.storage.log import Position
 
 CELL_BYTES = 512 * 1024

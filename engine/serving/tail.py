@@ -21,7 +21,8 @@ from engine.storage.log import FileSystem, Partition, Position, Segment
 WORK_ROWS = 2_000_000
 # What opening a segment costs, in such rows.
 SEGMENT_ROWS = 2_000
-# And bytes, as long as one row of them is enough: that one request reads, that a page holds, and that a walk has at hand.
+# And bytes, as long as one row of them is enough: that one request reads, that a page holds, and that a walk has at
+# hand.
 WORK_BYTES, PAGE_BYTES, HAND_BYTES = 512_000_000, 16_000_000, 2_000_000
 
 Key = tuple[str, str, str]
@@ -92,7 +93,10 @@ class Tail:
             yield from self._of_segment(key, segment, top)
 
     def _has_worked_enough(self, key: Key) -> bool:
-        """True where the walk of a partition should not read on; each may read once, or those that come last would starve."""
+        """True where the walk of a partition should not read on.
+
+        Each may read once, or those that come last would starve.
+        """
         return key in self._begun and (self.looked_at >= WORK_ROWS or self.read_bytes >= WORK_BYTES)
 
     def _of_segment(self, key: Key, segment: Segment, top: int) -> Iterator[dict[str, Any] | int]:
@@ -128,7 +132,10 @@ def rows_within(limit: int, table: pa.Table, most: int) -> int:
 
 
 def rows_of_page(rows: Any, limit: int) -> int:
-    """Number of rows (tuples, or of an Arrow table) that make a page: as many as were asked for, or about `PAGE_BYTES`."""
+    """Number of rows (tuples, or of an Arrow table) that make a page.
+
+    As many as were asked for, or about `PAGE_BYTES`.
+    """
     if isinstance(rows, pa.Table):
         return rows_within(PAGE_BYTES, rows, limit)
     page_bytes = 0

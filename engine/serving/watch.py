@@ -14,7 +14,7 @@ from typing import Any
 
 from engine.domain import UNKNOWN_FIELDS, Domain
 from engine.serving.snapshot import Snapshot
-from engine.storage.chain import HOLE
+from engine.storage.chains import HOLE
 from engine.storage.log import (
     EVENTS,
     LogReader,
@@ -73,8 +73,8 @@ class Watch:
     def note(self, at: float, ids: Mapping[str, str], ranges: Mapping[str, Mapping[int, tuple[int, int]]]) -> None:
         """Remember Kafka's answer, under the names of the logs.
 
-        A partition that ends below the head that HDFS had before Kafka was asked has begun anew under the same id, and goes
-        by a name that nothing covers until ingest has been told so (`--new-log`).
+        A partition that ends below the head that HDFS had before Kafka was asked has begun anew under the same id, and
+        goes by a name that nothing covers until ingest has been told so (`--new-log`).
         """
         told: Ranges = {}
         for topic in (t for t in self.domain.topics if t in ids and t in ranges):

@@ -1,1 +1,4 @@
-"""The speed layer: chains of epochs above a horizon. Imports `domain`, `fold`, `storage` and `runtime`, and no other layer."""
+"""The speed layer: chains of epochs above a horizon.
+
+Imports `domain`, `fold`, `storage` and `runtime`, and no other layer.
+"""

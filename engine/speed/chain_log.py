@@ -1,4 +1,4 @@
-"""Where does the speed layer stand, and what is its next epoch? The chain, the key memory and the versions it follows."""
+"""Where does the speed layer stand, and what is its next epoch? Its chain, its keys, the versions it follows."""
 
 from __future__ import annotations
 
@@ -18,9 +18,8 @@ from engine.domain import Domain
 from engine.fold.duplicates import KeyWindow
 from engine.runtime.kafka import KafkaLogs, Record, TopicState, stored_ms
 from engine.runtime.observe import StartAgain
-from engine.storage import chain as chain_of
-from engine.storage import derived, log, versions
-from engine.storage.chain import HOLE, KEYS, KEYS_TYPE, Chain, Epoch
+from engine.storage import chains, derived, log, versions
+from engine.storage.chains import HOLE, KEYS, KEYS_TYPE, Chain, Epoch
 from engine.storage.commit import OffsetGap
 from engine.storage.continuity import DataExpired, by_topic, check_continuity, lineages, present_logs, verdicts
 from engine.storage.derived import Damaged
@@ -121,7 +120,8 @@ class SpeedLog:
         """Continue the newest chain that the newest version fits, else begin a new one at that version's horizon.
 
         Raises:
-            StartAgain: the newest version has another definition, an origin is not committed yet, or the typed log is being rebuilt.
+            StartAgain: the newest version has another definition, an origin is not committed yet, or the typed log is
+                being rebuilt.
             LogReplaced: Kafka's log is not the one that the master dataset has.
             DataExpired: Kafka no longer has what follows the chain's end.
         """
@@ -136,23 +136,26 @@ class SpeedLog:
             aside.append(damage.path)
 
         def attempt() -> SpeedLog | None:
-            # Asked first: where another stream job begins a chain meanwhile, ours gets no number, and we look at that one.
-            number = chain_of.next_number(fs, domain.name)
+            # Asked first: where another stream job begins a chain meanwhile, ours gets no number, and we look at that
+            # one.
+            number = chains.next_number(fs, domain.name)
             lost: list[list[Any]] = []
             fitting: tuple[Chain, list[Epoch]] | None = None
-            for known in reversed(chain_of.chains(fs, domain.name, damaged)):
-                found = chain_of.epochs(fs, domain.name, known.number, damaged)
-                whole = len(found) == len(chain_of.epoch_numbers(fs, domain.name, known.number))
-                whole = whole and not chain_of.closed(fs, domain.name, known.number)
-                present = all(chain_of.speaks_of(known, topic, lg) for topic, lg in logs.items())
+            for known in reversed(chains.chains(fs, domain.name, damaged)):
+                found = chains.epochs(fs, domain.name, known.number, damaged)
+                whole = len(found) == len(chains.epoch_numbers(fs, domain.name, known.number))
+                whole = whole and not chains.closed(fs, domain.name, known.number)
+                present = all(chains.speaks_of(known, topic, lg) for topic, lg in logs.items())
                 same = whole and present and known.definition_hash == domain.definition_hash
-                # Serving never moves to an older chain: where a newer one counted what is lost, a new one has to say so.
+                # Serving never moves to an older chain: where a newer one counted what is lost, a new one has to say
+                # so.
                 same = same and all(through < known.number for through, _ in lost)
                 fallen = _lost(known, found, logs, raw, start, kafka, state)
-                if fallen:  # another stream job may have counted what Kafka got after it was asked: the larger bound is read last
+                # Another stream job may have counted what Kafka got after it was asked: the larger bound is read last.
+                if fallen:
                     fallen = _lost(known, found, logs, raw, start, kafka, _asked_again(kafka, state))
                 if fitting is None and same and not fallen:
-                    fits = chain_of.fits(known, found, newest.horizon, newest.version) is not None
+                    fits = chains.fits(known, found, newest.horizon, newest.version) is not None
                     fitting = (known, found) if fits else None
                 elif fitting and fallen and not _handed_on(fitting[0], known.number, fallen):
                     fitting = None  # serving may follow the older one, which had counted further
@@ -161,7 +164,7 @@ class SpeedLog:
             if fitting:
                 return cls(fs, domain, kafka, state, logs, *fitting)
             now = datetime.now(UTC).isoformat()
-            begun = chain_of.begin(fs, domain, number, newest.version, start, origins, now, lost[:LOSSES])
+            begun = chains.begin(fs, domain, number, newest.version, start, origins, now, lost[:LOSSES])
             return cls(fs, domain, kafka, state, logs, begun, []) if begun else None
 
         start = _start_at(newest, origins)
@@ -218,7 +221,7 @@ class SpeedLog:
             NewChain: the newest version does not fit the chain, or the chain was damaged or deleted.
         """
         self.check_topics()
-        there = chain_of.epoch_numbers(self.fs, self.domain.name, self.chain.number)
+        there = chains.epoch_numbers(self.fs, self.domain.name, self.chain.number)
         last = self.next_number - 1
         ours = [number for number in there if number <= last]
         whole = ours == list(range(ours[0], last + 1)) if ours else last < 0
@@ -234,12 +237,15 @@ class SpeedLog:
         self.epochs = pruned
         newest = versions.followed(self.fs, self.domain)
         _refuse_other_definition(self.domain, newest)
-        if chain_of.fits(self.chain, self.epochs, newest.horizon, newest.version) is None:
+        if chains.fits(self.chain, self.epochs, newest.horizon, newest.version) is None:
             raise NewChain(f"version {newest.version} ends at no epoch of chain {self.chain.number}")
         self.seen = seen
 
     def check_topics(self) -> None:
-        """Raise NewChain unless Kafka's logs are those that were proved: asked before and after a micro-batch is read."""
+        """Raise NewChain unless Kafka's logs are those that were proved.
+
+        Asked before and after a micro-batch is read.
+        """
         now = self.kafka.generations(self.domain.topics)
         for topic, (topic_id, leaders) in self.generations.items():
             if topic not in now or now[topic][0] != topic_id:
@@ -261,9 +267,10 @@ class SpeedLog:
         """Return the epoch that a micro-batch makes, or None if the chain has all of it already.
 
         Args:
-            positions: topic, log, partition, offset, ukey, problem, event_time, kafka_time, crc of every row of the micro-batch.
-            planned: (topic, partition) → the offsets that it was asked for (start None: where the partition begins); what has no
-                row among them is a hole.
+            positions: topic, log, partition, offset, ukey, problem, event_time, kafka_time, crc of every row of the
+                micro-batch.
+            planned: (topic, partition) → the offsets that it was asked for (start None: where the partition begins);
+                what has no row among them is a hole.
 
         Raises:
             NewChain: it begins above the chain's end.
@@ -336,8 +343,8 @@ class SpeedLog:
             created_at=datetime.now(UTC).isoformat(),
             last=following.last,
         )
-        data = chain_of.epoch_file(self.domain, epoch, partials, _keys_table(following.valid))
-        if chain_of.append(self.fs, self.chain, following.number, data, write):
+        data = chains.epoch_file(self.domain, epoch, partials, _keys_table(following.valid))
+        if chains.append(self.fs, self.chain, following.number, data, write):
             self.epochs.append(epoch)
             for place, valid in following.valid.items():
                 self.keys.remember(place, valid)
@@ -349,13 +356,13 @@ class SpeedLog:
         return False
 
     def _catch_up(self) -> None:
-        for number in chain_of.epoch_numbers(self.fs, self.domain.name, self.chain.number):
+        for number in chains.epoch_numbers(self.fs, self.domain.name, self.chain.number):
             if number == self.next_number:
                 try:
-                    epoch, table = chain_of.read_epoch(self.fs, self.domain.name, self.chain.number, number)
+                    epoch, table = chains.read_epoch(self.fs, self.domain.name, self.chain.number, number)
                 except (FileNotFoundError, Damaged) as error:
                     raise NewChain(f"chain {self.chain.number} has lost epoch {number}: {error}") from error
-                if not chain_of.continues(self.end, epoch.start):
+                if not chains.continues(self.end, epoch.start):
                     raise NewChain(
                         f"chain {self.chain.number} epoch {number} does not start where the one before it ends"
                     )
@@ -364,7 +371,7 @@ class SpeedLog:
                 self._remember(table)
 
     def _refuse_foreign(self, epoch: Epoch) -> None:
-        """Another stream job may have read this epoch before Kafka lost its rows, and committed it after we had proved the log."""
+        """Another stream job may have read this epoch before Kafka lost its rows, and committed it after our proof."""
         stamps = {(t, int(p)): stamp for t, lg, p, stamp in each(epoch.last) if self.logs.get(t) == lg}
         live = self.kafka.records_at({place: stamp[0] for place, stamp in stamps.items()}) if stamps else {}
         if any(place not in live or _stamp(live[place]) != stamp for place, stamp in stamps.items()):
@@ -385,7 +392,7 @@ class SpeedLog:
                 for p, offset in by.items():
                     self._remember_typed(stream.topic, lg, p, offset, stream.duplicate_window, typed.get(lg, {}).get(p))
         for epoch in self.epochs:
-            self._remember(chain_of.read_epoch(self.fs, self.domain.name, self.chain.number, epoch.number)[1])
+            self._remember(chains.read_epoch(self.fs, self.domain.name, self.chain.number, epoch.number)[1])
         return self.keys
 
     def _remember_typed(
@@ -417,7 +424,7 @@ class SpeedLog:
             self.keys.remember((topic, lg, p), zip(kept["offset"].to_pylist(), kept["ukey"].to_pylist(), strict=True))
 
     def _remember(self, epoch: pa.Table) -> None:
-        for place, rows in _by_partition(chain_of.rows_of(epoch, KEYS)).items():
+        for place, rows in _by_partition(chains.rows_of(epoch, KEYS)).items():
             self.keys.remember(place, zip(rows["offset"].to_pylist(), rows["ukey"].to_pylist(), strict=True))
 
     def _refuse_expired(self, state: Mapping[str, TopicState], newest: Manifest) -> None:
@@ -482,7 +489,7 @@ class _Building:
 def _proved(
     fs: FileSystem, domain: Domain, kafka: KafkaLogs
 ) -> tuple[Partitions, dict[str, TopicState], dict[str, str]]:
-    """Return the raw logs, Kafka's state and the present logs, once every origin is there and Kafka continues what is stored."""
+    """Return raw logs, Kafka's state, present logs, once all origins are there and Kafka continues what is stored."""
     deadline = time.monotonic() + ORIGIN_PATIENCE_SECONDS
     while True:
         raw = LogReader(fs).sound(domain.topics)

@@ -1,8 +1,9 @@
 """Where does a streaming query keep Spark's notes? In a folder of its process alone: two of a layer never share one.
 
-Checkpoints are caches: a process begins a new one at every start, from the heads or the chain's end, and deletes it at its
-end. What killed processes left goes away with the next start of the domain a day later. A living process, however idle,
-marks its folder every hour, so it is never taken for a dead one, wherever it runs; ages are told by the file system's clock.
+Checkpoints are caches: a process begins a new one at every start, from the heads or the chain's end, and deletes it at
+its end. What killed processes left goes away with the next start of the domain a day later. A living process, however
+idle, marks its folder every hour, so it is never taken for a dead one, wherever it runs; ages are told by the file
+system's clock.
 """
 
 from __future__ import annotations
@@ -89,7 +90,8 @@ class Reading:
     """Which offsets each micro-batch of a query reads.
 
     Args:
-        at: (topic, partition) → where the next micro-batch begins; a partition that Spark finds later begins at its origin.
+        at: (topic, partition) → where the next micro-batch begins; a partition that Spark finds later begins at its
+            origin.
     """
 
     fs: FileSystem
@@ -104,10 +106,10 @@ class Reading:
         return json.dumps(told)
 
     def planned(self, batch: int) -> dict[tuple[str, int], tuple[int | None, int]]:
-        """Return start (None: where the partition begins) and end of what a micro-batch reads, as Spark noted before it began.
+        """Return start (None: where the partition begins) and end of what a micro-batch reads, as Spark noted before.
 
-        Spark's offset log: `<checkpoint>/offsets/<batch>` holds a version, metadata, and a line of JSON per source. Ranges are
-        taken from here and not from the rows, which leave out what is no record.
+        Spark's offset log: `<checkpoint>/offsets/<batch>` holds a version, metadata, and a line of JSON per source.
+        Ranges are taken from here and not from the rows, which leave out what is no record.
 
         Raises:
             StartAgain: the note is not there.

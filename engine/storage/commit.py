@@ -1,8 +1,8 @@
 """How does a staged file become a segment? By one rename under the name of the head it continues, by whoever is first.
 
-The raw log and the typed log commit alike. HDFS refuses a second file of a name, so two segments cannot begin at the same
-offset, whoever writes them, and a segment begins at the head, so two cannot overlap. The folder of a partition is made by
-whoever commits its beginning and by nobody else: a tree that was taken away does not come back from its middle.
+The raw log and the typed log commit alike. HDFS refuses a second file of a name, so two segments cannot begin at the
+same offset, whoever writes them, and a segment begins at the head, so two cannot overlap. The folder of a partition is
+made by whoever commits its beginning and by nobody else: a tree that was taken away does not come back from its middle.
 """
 
 from __future__ import annotations
@@ -94,11 +94,12 @@ def commit(
         root: the tree that the segments belong to.
         ranges: the offsets that were planned and are there to be read, per partition.
         read_heads: asks HDFS for the head of each partition, its origin where it has no segment.
-        stage: given what is left of the ranges and a fresh staging folder, writes it there and says what it wrote: pieces that
-            cover the given ranges whole.
+        stage: given what is left of the ranges and a fresh staging folder, writes it there and says what it wrote:
+            pieces that cover the given ranges whole.
         name: of this writer, part of the staging path.
         origins: where a piece makes the folder that it goes into.
-        limit: how many offsets of all partitions are staged at once; less where that takes too long. What was published stays.
+        limit: how many offsets of all partitions are staged at once; less where that takes too long. What was published
+            stays.
         clock: seconds; only differences count.
 
     Returns only when every head has reached the end of its range.
@@ -150,7 +151,10 @@ def commit(
 
 
 def publish(fs: FileSystem, piece: Piece, target: str) -> bool:
-    """Rename a staged file to its name; False if somebody else was first, or if we cannot know: then read the head again."""
+    """Rename a staged file to its name.
+
+    False if somebody else was first, or if we cannot know: then read the head again.
+    """
     try:
         fs.rename(piece.path, target)
         return True
@@ -214,8 +218,9 @@ def staged_pieces(
 ) -> list[Piece]:
     """Read back what was staged under `topic=/[log=/]partition=` folders, as pieces that cover the ranges.
 
-    A file whose rows leave out offsets of its range is written again with a footer that says so, and a range without any
-    row becomes a file of zero rows: whether that is right is for the caller to say, who knows where the rows came from.
+    A file whose rows leave out offsets of its range is written again with a footer that says so, and a range without
+    any row becomes a file of zero rows: whether that is right is for the caller to say, who knows where the rows came
+    from.
 
     Args:
         schema: of the files that are made here.

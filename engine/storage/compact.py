@@ -1,10 +1,10 @@
 """How do many small segments become few? Merged under a name that covers theirs, then the members are deleted.
 
-Small files cost a reader more than their rows do. Closed segments of a partition are merged to `<base>-<end>.parquet` by
-rename NONE; no visible file ever changes under its name. Deleting members frees names that a writer which was stopped for
-long could still take, so three ages fence it: a writer throws its staging away after 10 minutes, staging of other writers
-older than 20 minutes is deleted first, and only segments older than 60 minutes are merged. Between the rename and the last
-delete a plain reader sees rows twice, never fewer; readers of ours ignore what a wider name covers.
+Small files cost a reader more than their rows do. Closed segments of a partition are merged to `<base>-<end>.parquet`
+by rename NONE; no visible file ever changes under its name. Deleting members frees names that a writer which was
+stopped for long could still take, so three ages fence it: a writer throws its staging away after 10 minutes, staging of
+other writers older than 20 minutes is deleted first, and only segments older than 60 minutes are merged. Between the
+rename and the last delete a plain reader sees rows twice, never fewer; readers of ours ignore what a wider name covers.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ _log = structlog.get_logger("engine.storage.compact")
 def compact(fs: Any, root: str, topics: Iterable[str], settled_seconds: float = SETTLED_SECONDS) -> int:
     """Merge runs of small old segments of the topics below a root; return the number of segments that went away.
 
-    Any step may be the last one: what is staged is ignored, what is renamed covers its members, and the next call deletes them.
+    Any step may be the last one: what is staged is ignored, what is renamed covers its members, and the next call
+    deletes them.
     """
     now_ms = _clock_ms(fs)
     reader = LogReader(fs, root)
@@ -114,7 +115,8 @@ def _merge(fs: Any, reader: LogReader, folder: str, run: list[Segment]) -> int:
         return 0
     fs.create(staged, bytes(out.getvalue()))
     try:
-        # Another run may have merged some of them with others meanwhile; a name that cuts through its own would be one too many.
+        # Another run may have merged some of them with others meanwhile; a name that cuts through its own would be one
+        # too many.
         if not all(fs.status(segment.path) for segment in run):
             _log.info("not compacted", folder=folder, base=base, end=end, reason="another run merged its members")
             return 0

@@ -19,7 +19,8 @@ import structlog
 from engine.runtime.kafka import KafkaLogs, PartitionState, Record, TopicState, stored_ms
 from engine.storage.log import FileSystem, Partition, Partitions, opened, present_log
 
-# So many offsets without a row at the end of a log are looked at; a transaction leaves one, an aborted one its records, too.
+# So many offsets without a row at the end of a log are looked at; a transaction leaves one, an aborted one its records,
+# too.
 HOLES_COMPARED = 16
 
 _log = structlog.get_logger("engine.storage.continuity")
@@ -51,7 +52,8 @@ class Verdict:
     compared: int | None = None
 
 
-# What is stored of one partition of Kafka, newest log first: each log goes on where Kafka's was cut, or ended, below it.
+# What is stored of one partition of Kafka, newest log first: each log goes on where Kafka's was cut, or ended, below
+# it.
 Lineage = tuple[Partition, ...]
 
 
@@ -66,8 +68,8 @@ def verdicts(
 
     Args:
         mirrored: (topic, partition) → what the master dataset has of it (`lineages`), read before `state`.
-        find_cut: look for the offset at which two different logs part, which costs some thirty reads; otherwise a difference
-            is "other".
+        find_cut: look for the offset at which two different logs part, which costs some thirty reads; otherwise a
+            difference is "other".
     """
     stored = {}
     for (topic, p), lineage in mirrored.items():
@@ -77,7 +79,8 @@ def verdicts(
             stored[topic, p] = row
     live = kafka.records_at({place: row[0] for place, row in stored.items()}) if stored else {}
     filled = _filled_holes(kafka, mirrored, stored, state)
-    # Retention may have taken what was asked for since `state` was: where a log starts is asked again, after the records.
+    # Retention may have taken what was asked for since `state` was: where a log starts is asked again, after the
+    # records.
     absent = {topic for topic, p in stored if (topic, p) not in live}
     later = kafka.state(absent) if absent else {}
     found: dict[tuple[str, int], Verdict] = {}
@@ -190,7 +193,7 @@ def _filled_holes(
     stored: Mapping[tuple[str, int], Record],
     state: Mapping[str, TopicState],
 ) -> dict[tuple[str, int], int]:
-    """Return an offset of each partition at which Kafka has a record now, behind the last stored row, where none was stored.
+    """Return an offset of each partition behind the last stored row at which Kafka has a record now, and had none then.
 
     A log that was cut within the markers at its end, and went on, differs from the stored one nowhere else.
     """
@@ -209,7 +212,7 @@ def _filled_holes(
 
 
 def lineages(logs: Mapping[str, str], partitions: Partitions) -> dict[tuple[str, int], Lineage]:
-    """Return (topic, partition) → what is stored of each partition of the present logs, and of those that they go on from."""
+    """Return (topic, partition) → what is stored of it in the present logs, and in those that they go on from."""
     found: dict[tuple[str, int], Lineage] = {}
     for topic, log in logs.items():
         for p, partition in partitions.get(topic, {}).get(log, {}).items():

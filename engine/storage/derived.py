@@ -1,8 +1,8 @@
 """What holds for all that can be made again: versions, chains, epochs, choices?
 
 Their numbers only grow: the newest one that was taken lies as the name of an empty file beside them, so that none comes
-back when folders are deleted by hand. What cannot be read is left out by readers, and set aside by the layer that owns it.
-A read of several steps that loses a file on its way begins again at its listing.
+back when folders are deleted by hand. What cannot be read is left out by readers, and set aside by the layer that owns
+it. A read of several steps that loses a file on its way begins again at its listing.
 """
 
 from __future__ import annotations
@@ -38,7 +38,10 @@ class Damaged(ValueError):
 
 
 def newest_taken(fs: FileSystem, record: str, folder: str = "") -> int:
-    """Return the newest number that the record holds, or that something bears which was set aside in `folder`; 0 if there is none."""
+    """Return the newest number that the record holds, or that something bears which was set aside in `folder`.
+
+    It is 0 if there is none.
+    """
     taken = [int(entry.name) for entry in fs.list(record) if entry.name.isdigit()]
     aside = (_NUMBER_ASIDE.match(entry.name) for entry in fs.list(folder)) if folder else ()
     return max([0, *taken, *(int(found[1]) for found in aside if found)])
@@ -47,8 +50,8 @@ def newest_taken(fs: FileSystem, record: str, folder: str = "") -> int:
 def take(fs: FileSystem, record: str, number: int) -> bool:
     """Take a number for ever; False if it, or a later one, was taken before.
 
-    Of all callers, at any time, one gets True. It is called before what bears the number gets its name: a crash in between
-    costs the number and nothing else.
+    Of all callers, at any time, one gets True. It is called before what bears the number gets its name: a crash in
+    between costs the number and nothing else.
 
     Args:
         record: folder with one empty file, whose name is the newest number.

@@ -2,7 +2,7 @@
 
 `rename` is the RPC `rename2` without the OVERWRITE option, the same call as `FileContext.rename(…, Rename.NONE)`:
 it refuses an existing target, file or folder. It is never retried here, because its answer can be lost after it
-happened; who publishes has to look (see `engine.storage.log.publish`).
+happened; who publishes has to look (see `engine.storage.commit.publish`).
 """
 
 from __future__ import annotations
@@ -67,7 +67,10 @@ class Hdfs:
         return bytes(self._retry(f"read {path}", lambda: self._client.read(path).read()))
 
     def open_parquet(self, path: str) -> pq.ParquetFile:
-        """Open a Parquet file; only what is asked for is read. Raises FileNotFoundError, or ValueError for a damaged footer."""
+        """Open a Parquet file; only what is asked for is read.
+
+        Raises FileNotFoundError, or ValueError for a damaged footer.
+        """
 
         def opened() -> pq.ParquetFile:
             try:

@@ -132,8 +132,8 @@ class Partition:
         origin: the first offset that belongs to it.
         head: the end of its last segment, exclusive.
         gaps: accepted gaps as [start, end) pairs, ascending; `holes` likewise.
-        begun: its origin is committed (in the older layout it is not); `continues` the log that it goes on from, if that is the
-            same log of Kafka below the origin.
+        begun: its origin is committed (in the older layout it is not); `continues` the log that it goes on from, if
+            that is the same log of Kafka below the origin.
         closed: nothing can be committed to it any more.
         superfluous: segments whose offsets others cover.
         damage: why it cannot be counted from its origin to its head; empty where it can.
@@ -176,8 +176,8 @@ class Origin:
 
     Args:
         after: the log that was closed for this one, None for the first log of a topic.
-        proof: how Kafka's log was related to the closed one: "continues" it, is the same log "cut" short, is an "other" log,
-            or "unproven" because Kafka no longer holds what could be compared.
+        proof: how Kafka's log was related to the closed one: "continues" it, is the same log "cut" short, is an "other"
+            log, or "unproven" because Kafka no longer holds what could be compared.
     """
 
     offset: int
@@ -220,7 +220,7 @@ class LogReader:
         return {topic: self._listed_anew(topic) for topic in topics}
 
     def sound(self, topics: Iterable[str]) -> Partitions:
-        """Like `partitions`. Raises MasterWentBack naming the first partition that does not reach from origin to head."""
+        """Like `partitions`. Raises MasterWentBack naming the first one that does not reach from origin to head."""
         found = self.partitions(topics)
         for topic, log, name, partition in each(found):
             if partition.damage:
@@ -381,7 +381,7 @@ def ranges_text(ranges: Iterable[Range]) -> bytes:
 
 
 def chain_of_segments(found: Sequence[Segment]) -> tuple[list[Segment], list[Segment]]:
-    """Choose the segments that lead from the first base to the furthest end, each beginning where the one before it ends.
+    """Choose the segments that lead from the first base to the furthest end, each beginning where the last one ends.
 
     A merged segment `<base>-<end>` and its members cover the same offsets; a merge that overtook another one may even
     cover a part of it. So the widest segment is taken from which the furthest end can still be reached.
@@ -465,6 +465,14 @@ def covers(further: Position, other: Position) -> bool:
         offset_in(further, topic, log, partition, -1) >= offset
         for topic, log, partition, offset in each(other)
         if offset > 0
+    )
+
+
+def reaches(further: Position, other: Position, origins: Position) -> bool:
+    """Like `covers`, but where `further` is silent about a partition it stands at its origin."""
+    return all(
+        offset_in(further, topic, log, partition, offset_in(origins, topic, log, partition, 0)) >= offset
+        for topic, log, partition, offset in each(other)
     )
 
 

@@ -1,4 +1,8 @@
-"""How is a row with a problem shown? The same in answers, exports and files."""
+"""How is a row with a problem shown? The same in answers, exports and files.
+
+It lies in the typed log, beside the good rows, with its raw value and the name of its `problem`, which
+`engine.fold.decode` (malformed) and `engine.fold.quality` (rules, duplicates) give it.
+"""
 
 from __future__ import annotations
 

@@ -3,9 +3,9 @@
 `/data/batch_views/_versions/<domain>/<version, 10 digits>/{manifest.json, <view>/part-*.parquet, <report>/…}`.
 Version 0 always exists and is nothing: no rows, its horizon is the origins.
 
-Versions stand in *lines*. A batch run continues the line of its parent; a candidate begins a line of its own beside it. Line 0
-is served, newest version first, until `_served/<domain>/<n>.json` chooses: a promoted version with what is built on it,
-or, after a rollback, one version alone. The newest choice counts; each is one rename.
+Versions stand in *lines*. A batch run continues the line of its parent; a candidate begins a line of its own beside it.
+Line 0 is served, newest version first, until `_served/<domain>/<n>.json` chooses: a promoted version with what is built
+on it, or, after a rollback, one version alone. The newest choice counts; each is one rename.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from engine.storage.log import STAGING, FileSystem, Position
 VIEWS = "/data/batch_views"
 VERSIONS = f"{VIEWS}/_versions"
 SERVED = f"{VIEWS}/_served"
-# The newest numbers that were taken (`engine.storage.derived`), beside what bears them, so that they survive its deletion.
+# The newest numbers that were taken (`engine.storage.derived`), beside what bears them, so that they survive its
+# deletion.
 TAKEN_VERSIONS, TAKEN_CHOICES = f"{VIEWS}/_taken/versions", f"{VIEWS}/_taken/choices"
 
 
@@ -42,14 +43,15 @@ class Manifest:
         horizon: H, {topic: {log: {partition: offset}}}, exclusive.
         views: view → {"hash", "rows", "files", "bytes"}; files are names inside the version's folder.
         reports: report → {"rows", "files", "status": "ok" | "held", "failed_checks", "version"}; `version` is the one
-            whose files are meant. Where checks, or an error, hold the newest rows back it is an older one, or None if there
-            never was one, `held_since` the first version of which this is true, `failed_checks` {check: {"passed", measured
-            value…}}, and `error` what Spark said.
+            whose files are meant. Where checks, or an error, hold the newest rows back it is an older one, or None if
+            there never was one, `held_since` the first version of which this is true, `failed_checks` {check:
+            {"passed", measured value…}}, and `error` what Spark said.
         counts: {topic: {log: {partition: {"good": n, problem: n}}}} of the typed rows below the horizon.
         digests: {topic: {log: {partition: text}}}, an additive digest of the raw values below the horizon.
         line: number of the candidate that this version goes back to, 0 if to none.
         definition: `Domain.to_json` of what it was built from; `definition_of` reads it.
-        unknown: {topic: {field: rows}} of the fields that the schema does not know, of rows that decode below the horizon.
+        unknown: {topic: {field: rows}} of the fields that the schema does not know, of rows that decode below the
+            horizon.
         newest: {topic: ISO-8601 UTC} of the newest good row below the horizon.
         events: good rows below the horizon; `event_time_max` ISO-8601 UTC of the newest one, or None.
     """
@@ -115,7 +117,10 @@ def folder(domain: str, version: int) -> str:
 
 
 def folders(fs: FileSystem, domain: str) -> dict[int, Entry]:
-    """Return the folders of the committed versions by number, oldest first; an entry tells a folder from one made anew."""
+    """Return the folders of the committed versions by number, oldest first.
+
+    An entry tells a folder from one made anew.
+    """
     there = (e for e in fs.list(f"{VERSIONS}/{domain}") if e.is_folder and len(e.name) == 10 and e.name.isdigit())
     return {int(entry.name): entry for entry in there}
 
@@ -213,7 +218,10 @@ def choice_number(fs: Any, domain: str) -> int:
 
 
 def set_aside(fs: Any, domain: str) -> list[str]:
-    """Set aside manifests, with their versions, and choices that cannot be read; return their paths. For the batch layer alone."""
+    """Set aside manifests, with their versions, and choices that cannot be read; return their paths.
+
+    For the batch layer alone.
+    """
     aside: list[str] = []
 
     def put(damage: Damaged) -> None:
@@ -240,7 +248,10 @@ def line_of(known: Iterable[Manifest], chosen: Choice | None) -> list[Manifest]:
 
 
 def allowed(known: Iterable[Manifest], chosen: Choice | None) -> list[Manifest]:
-    """Return the versions that may be served, newest first: of the line, or after a rollback one alone. Raises VersionUnknown."""
+    """Return the versions that may be served, newest first: of the line, or after a rollback one alone.
+
+    Raises VersionUnknown.
+    """
     line = line_of(known, chosen)
     return line if chosen is None or chosen.follow else line[-1:]
 

@@ -1,4 +1,4 @@
 """The oracle, `python -m engine.verify`: recounts every answer from the raw log by code of its own.
 
-Imports `domain` and `runtime.settings` (and `runtime.observe` for its exit codes), so that no fault of a layer hides in it.
+Imports `domain` and `runtime.settings` alone, so that no fault of a layer hides in it.
 """

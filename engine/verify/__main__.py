@@ -8,7 +8,8 @@ Promise: every group of every answer is recounted at the answer's own `as_of` by
 What may differ by how much is said in `engine.verify.compare`, for all answers and for the proof of one alike.
 
 With `--answers FILE` recorded answers are judged (JSON lines of {"url", "view", "query", "answer"}), with
-`--as-of FILE` the recount at that `as_of` is printed, and with `--proof` one JSON request is read and answered (see `prove`).
+`--as-of FILE` the recount at that `as_of` is printed, and with `--proof` one JSON request is read and answered (see
+`prove`).
 
 Exit codes: 0 equal, 1 a difference or a hole in the raw log, 2 wrong usage or something does not answer.
 """
@@ -244,7 +245,10 @@ def judge_each(
 
 
 def definition(settings: Settings, domain: Domain, version: int) -> Domain:
-    """Return the domain as a version's manifest defines it; the given one for version 0, and for a version that was pruned."""
+    """Return the domain as a version's manifest defines it.
+
+    The given one for version 0, and for a version that was pruned.
+    """
     said = definition_in_manifest(settings, domain.name, version) if version else None
     stored = Domain.from_json(said) if said else domain
     if not stored.is_of_this_code:
@@ -413,7 +417,10 @@ def _told(differences: Sequence[Difference], rows: int) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what the command line asks. Raises BadQuestion, Unanswered, BrokenLog, DeclarationError, SettingsError, OSError."""
+    """Do what the command line asks.
+
+    Raises BadQuestion, Unanswered, BrokenLog, DeclarationError, SettingsError, OSError.
+    """
     settings = load_settings()
     if args.proof:
         sys.stdout.write(json_text(prove(settings, json.load(sys.stdin, parse_float=Decimal))) + "\n")

@@ -44,7 +44,10 @@ EndOf = dict[str, dict[str, dict[str, int]]]
 
 
 class Difference(NamedTuple):
-    """One number that is not what the raw log says; without a column the rows of a group, of which one side lacks some."""
+    """One number that is not what the raw log says.
+
+    Without a column the rows of a group, of which one side lacks some.
+    """
 
     where: str
     group: Any

@@ -1,8 +1,9 @@
 """What lies in the raw log below an offset? The recount's own reader: segments on HDFS, then Kafka, nothing else.
 
-Each partition is read from its origin to the asked end, and every offset is accounted for: a row, an accepted gap, a hole
-that a segment's footer or Kafka itself tells of, or a fault that names the range. A file that vanishes (compaction) is looked
-for again in a fresh listing. What follows the last segment comes from Kafka, once its record before that is the stored row.
+Each partition is read from its origin to the asked end, and every offset is accounted for: a row, an accepted gap, a
+hole that a segment's footer or Kafka itself tells of, or a fault that names the range. A file that vanishes
+(compaction) is looked for again in a fresh listing. What follows the last segment comes from Kafka, once its record
+before that is the stored row.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ class Account:
 
 @dataclass(frozen=True)
 class Content:
-    """What a segment holds: its rows, the end of its range, how many offsets of it are holes, and whether it is a gap."""
+    """What a segment holds: rows, the end of its range, how many offsets of it are holes, and whether it is a gap."""
 
     rows: pa.Table
     end: int
@@ -175,7 +176,7 @@ class RawLog:
             raise FileNotFoundError(f"{vanished.path} is listed but cannot be opened")
 
     def _in_order(self, place: Place, rows: pa.Table, at: int, end: int, holes: bool) -> Iterator[pa.Table]:
-        """Yield the rows of [at, end); repeated offsets are faults, and so are missing ones where no holes are told of."""
+        """Yield the rows of [at, end); repeated offsets are faults, as are missing ones where no holes are told of."""
         offsets = rows["offset"].to_numpy()
         wanted = (offsets >= at) & (offsets < end)
         chosen = offsets[wanted]
@@ -326,7 +327,10 @@ class RawLog:
 
 
 def definition_in_manifest(settings: Settings, domain: str, version: int) -> dict[str, Any] | None:
-    """Return what a batch version says it was built from, None if the version is gone or says nothing. Raises OSError."""
+    """Return what a batch version says it was built from, None if the version is gone or says nothing.
+
+    Raises OSError.
+    """
     os.environ.setdefault("HADOOP_USER_NAME", settings.hadoop_user_name)
     _check_listens(settings.hdfs_url)
     client = hdfs_native.Client(settings.hdfs_url, {"dfs.client.use.datanode.hostname": "true"})

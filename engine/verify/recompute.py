@@ -172,7 +172,7 @@ def problem_counts(
 
 
 def unknown_fields(con: duckdb.DuckDBPyConnection, domain: Domain, end: Position) -> dict[str, dict[str, int]]:
-    """Count the rows below `end` that carry a field which the schema does not know, per topic and name, the shortest by name."""
+    """Count the rows below `end` with a field that no schema knows, per topic and name, the shortest by name."""
     _set_bounds(con, "merged", {"coverage": end})
     found: dict[str, dict[str, int]] = {}
     for stream in domain.streams:
@@ -343,7 +343,10 @@ def _measured(view: View, measure: Measure) -> str:
 
 
 def _finished(folded: pa.Table, view: View) -> pa.Table:
-    """Turn what `_measured` gathers for deviations and estimates into what is shown; exact counts get their own column."""
+    """Turn what `_measured` gathers for deviations and estimates into what is shown.
+
+    Exact counts get their own column.
+    """
     for name, measure in view.measures.items():
         place = folded.schema.get_field_index(name)
         if measure.kind == "stddev":
@@ -363,7 +366,10 @@ def _finished(folded: pa.Table, view: View) -> pa.Table:
 
 
 def estimate(values: Sequence[str]) -> int:
-    """What an HLL sketch of 2^12 registers makes of different texts, after a union with itself; "" is no value to it."""
+    """What an HLL sketch of 2^12 registers makes of different texts, after a union with itself.
+
+    "" is no value to it.
+    """
     sketch, union = hll_sketch(12, tgt_hll_type.HLL_8), hll_union(12)
     for value in values:
         if value:

@@ -1,8 +1,8 @@
 """What does each raw row say, by other hands? The decoder and the judge of the recount, used by `engine.verify` alone.
 
 `docs/decode.md` is followed here a second time, with the standard library's parser, and rules and duplicates are judged
-in DuckDB. Nothing is shared with the layers but the declarations and what their expressions mean: a mistake must be made
-twice to stay unseen.
+in DuckDB. Nothing is shared with the layers but the declarations and what their expressions mean: a mistake must be
+made twice to stay unseen.
 """
 
 from __future__ import annotations
@@ -75,13 +75,8 @@ def parse_event(text: str | None) -> dict[str, Any]:
     return event
 
 
-def read_row(stream: Stream, text: str | None) -> tuple[Any, ...]:
-    """Return the typed values of one event in the order of the columns; times in epoch µs. Raises Malformed."""
-    return _row(parse_event(text), _readers(stream))
-
-
 def typed_table(stream: Stream, raw: pa.Table) -> pa.Table:
-    """Return offset, kafka_time, event_time, the stream's columns, problem ('malformed' or NULL) and unknown of raw rows."""
+    """Return offset, kafka_time, event_time, the columns, problem ('malformed' or NULL) and unknown of raw rows."""
     readers = _readers(stream)
     nothing = (None,) * len(stream.columns)
     rows: list[tuple[Any, ...]] = []
@@ -285,7 +280,10 @@ def _field_name(name: str) -> str:
 
 
 def shortest(names: Mapping[str, int]) -> dict[str, int]:
-    """Keep the counts of the names that come first: (other), then the shorter, then by alphabet; add up the rest as (others)."""
+    """Keep the counts of the names that come first: (other), then the shorter, then by alphabet.
+
+    Add up the rest as (others).
+    """
     ordered = sorted((n for n in names if n != FURTHER_FIELDS), key=lambda n: (n != OTHER_FIELDS, len(n), n))
     kept = {name: names[name] for name in ordered[:UNKNOWN_FIELDS]}
     rest = sum(names.values()) - sum(kept.values())

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Spark's configuration of one pod: the file of Compose and the native stack, then what differs here. Of two lines with one
-# key Spark takes the later.
+# Spark's configuration of one pod: the file of Compose and the native stack, then what differs here. Of two lines with
+# one key Spark takes the later.
 set -eu
 cd "$(dirname "$0")"
 mkdir -p "$SPARK_CONF_DIR"

@@ -215,7 +215,10 @@ def stop(engine: Engine) -> None:
 
 
 def down(engine: Engine) -> None:
-    """Stop the tests' own engine and give its namespaces back; dockerd leaves one mounted, and its folder could not be deleted."""
+    """Stop the tests' own engine and give its namespaces back.
+
+    dockerd leaves one mounted, and its folder could not be deleted.
+    """
     if not engine.own:
         return
     stop(engine)

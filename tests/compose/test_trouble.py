@@ -1,4 +1,7 @@
-"""What a day brings to the containers: runs by hand, other users, crashes, a frozen broker, a cut network, and the profiles."""
+"""What a day brings to the containers.
+
+Runs by hand, other users, crashes, a frozen broker, a cut network, and the profiles.
+"""
 
 from __future__ import annotations
 

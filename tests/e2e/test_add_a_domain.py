@@ -1,4 +1,7 @@
-"""Does docs/add-a-domain.md work as written? Its blocks are followed in a copy of the repository, up to proven answers."""
+"""Does docs/add-a-domain.md work as written?
+
+Its blocks are followed in a copy of the repository, up to proven answers.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +63,7 @@ def declared(source: str) -> Domain:
     return next(value for value in values.values() if isinstance(value, Domain))
 
 
-# What the guide says ---------------------------------------------------------------------------------------------------
+# What the guide says --------------------------------------------------------------------------------------------------
 
 
 def test_the_guide_s_domain_is_whole_and_its_own() -> None:
@@ -122,7 +125,7 @@ def test_the_guide_s_tests_exist() -> None:
         assert f"def {test}(" in sources
 
 
-# What the guide does ---------------------------------------------------------------------------------------------------
+# What the guide does --------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +203,10 @@ def test_the_new_domain_gives_exact_answers(
 
 
 def covered(pipeline: Pipeline, speed: int) -> bool:
-    """Whether a version and more events than `speed` after it are served; lag alone is known of the end last asked for."""
+    """Whether a version and more events than `speed` after it are served.
+
+    Lag alone is known of the end last asked for.
+    """
     ledger = pipeline.ledger()
     return (
         bool(ledger.get("version"))

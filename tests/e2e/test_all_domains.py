@@ -1,4 +1,7 @@
-"""All domains at once, every layer killed, a definition changed, promoted and rolled back under load: every answer stays right."""
+"""All domains at once, every layer killed, a definition changed, promoted and rolled back under load.
+
+Every answer stays right.
+"""
 
 from __future__ import annotations
 
@@ -152,7 +155,10 @@ def test_every_recorded_answer_is_right_for_the_definition_it_names(
 def test_explore_runs_for_other_domains_from_the_repository_s_folder(
     drilled: tuple[All, Path, Any], domain: str
 ) -> None:
-    """Views without windows, and many measures; `tests/e2e/test_notebook_explore.py` runs it for learning, from its own folder."""
+    """Views without windows, and many measures.
+
+    `tests/e2e/test_notebook_explore.py` runs it for learning, from its own folder.
+    """
     said = execute("explore", ROOT, {**drilled[0].env, "DOMAIN": domain}, seconds=PATIENCE)
     assert re.search(rf"^{domain}: topic \S+, view \w+ of version [1-9]", said["choose"], re.M)
     rows = re.findall(r"^(?:master|typed|view) +(.*)$", said["counts"], re.M)

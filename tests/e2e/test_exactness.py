@@ -60,7 +60,8 @@ def drilled(pipeline: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> tup
         pipeline.start("ingest")
         pipeline.wait("a new chain serves", lambda: pipeline.ledger().get("events", {}).get("speed"))
 
-        # The new chain begins beyond what ingest had mirrored; a horizon is an epoch's end that the typed log has reached.
+        # The new chain begins beyond what ingest had mirrored; a horizon is an epoch's end that the typed log has
+        # reached.
         ends = pipeline.heads("kafka_end")
         pipeline.wait("ingest is beyond the chain's start", lambda: at_least(pipeline.heads("raw_head"), ends))
 

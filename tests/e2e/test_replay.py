@@ -1,7 +1,8 @@
 """A rule that is too strict is mended: do its rows leave the quarantine for their true windows, and nothing else move?
 
-The layers run the iot domain from a copy of the repository whose domain file has two mistakes: the rule, and a check that
-no report can pass. Mending the file, a batch run, and starting the stream again is all that is done, as docs/operations.md says.
+The layers run the iot domain from a copy of the repository whose domain file has two mistakes: the rule, and a check
+that no report can pass. Mending the file, a batch run, and starting the stream again is all that is done, as
+docs/operations.md says.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ MISTAKES = {
         '"SELECT false, count(DISTINCT device_type) + 7 AS types FROM report WHERE min_duration < 0"'
     ),
 }
-# Seven events of one door in one minute, counted by hand. Under the strict rule only the third is good. Under the true one
-# the first three are; the fourth repeats the first, the fifth lasts less than nothing, the sixth is no lock, the last no JSON.
+# Seven events of one door in one minute, counted by hand. Under the strict rule only the third is good. Under the true
+# one the first three are; the fourth repeats the first, the fifth lasts less than nothing, the sixth is no lock, the
+# last no JSON.
 MINUTE = "2021-05-06T07:08:00"
 GROUP = f"/v1/views/device_type_minutes?device_type=lock&from={MINUTE}Z&to=2021-05-06T07:09:00Z"
 DURATIONS = [("a", 2.5), ("b", 4.25), ("c", 30), ("a", 2.5), ("d", -1)]
@@ -134,7 +136,7 @@ def replay(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[R
 
 
 def mend(found: Replay, root: Path, ends: dict[str, int]) -> None:
-    """Right the file, build; with one event more of that minute the stream notices, and is started as its supervisor would."""
+    """Right the file, build; one more event of that minute, and the stream notices, and is started as by a supervisor."""
     pipeline, before = found.pipeline, found.seen[0].ledger["version"]
     (root / "domains/iot.py").write_text(SHIPPED, encoding="utf-8")
     found.plan = pipeline.run("batch_layer.py", "--dry-run")

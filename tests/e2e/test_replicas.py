@@ -1,4 +1,7 @@
-"""Two replicas on Cassandra, under load and kills: each answer is right at its own `as_of`, and coverage never goes back."""
+"""Two replicas on Cassandra, under load and kills.
+
+Each answer is right at its own `as_of`, and coverage never goes back.
+"""
 
 from __future__ import annotations
 

@@ -105,7 +105,10 @@ def test_either_of_two_processes_of_a_layer_may_be_killed_and_nobody_else_is_hur
 
 
 def test_what_other_clients_send_is_ordinary(drill: Pipeline) -> None:
-    """Transactions, aborted ones, every codec, and times that are none: nobody ends, nothing that was aborted counts."""
+    """Transactions, aborted ones, every codec, and times that are none.
+
+    Nobody ends, nothing that was aborted counts.
+    """
     supervised(drill, "ingest", "stream")
     layers = {name: layer_of(drill, name) for name in ("ingest", "stream")}
     before = drill.ledger()
@@ -232,7 +235,10 @@ def layer_of(drill: Pipeline, name: str) -> int:
 
 
 def lose_the_last_segment(folder: Path) -> int:
-    """Delete the newest segment of a partition that has records; return about how many records it may have held at most."""
+    """Delete the newest segment of a partition that has records.
+
+    Return about how many records it may have held at most.
+    """
     logs = sorted(path for path in folder.glob("*.log") if path.stat().st_size)
     assert len(logs) > 1, "one segment only: the partition would be empty"
     base = logs[-1].stem

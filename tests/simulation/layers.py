@@ -1,7 +1,8 @@
 """The layers as processes of a world: the product's own functions, with Spark's part in a few lines of Python.
 
-Ingest and stream are the scripts' own classes with their own order of steps, batch is the script's own run. What is not the
-product's here: Spark's source with its notes, rows written to Parquet, decoding a small JSON object, and the fold of one view.
+Ingest and stream are the scripts' own classes with their own order of steps, batch is the script's own run. What is not
+the product's here: Spark's source with its notes, rows written to Parquet, decoding a small JSON object, and the fold
+of one view.
 """
 
 from __future__ import annotations
@@ -36,9 +37,9 @@ from engine.serving import epochs, snapshot
 from engine.serving.query import open_database
 from engine.serving.snapshot import Loader, Snapshot, summed
 from engine.serving.watch import Watch
-from engine.speed import chain_log as speed
+from engine.speed import chain_log
 from engine.speed.chain_log import NewChain, SpeedLog
-from engine.storage import chain, commit, compact, continuity, derived, log, versions
+from engine.storage import chains, commit, compact, continuity, derived, log, versions
 from engine.storage.checkpoints import Reading
 from engine.storage.commit import StartsAbove, TooSlow
 from engine.storage.continuity import DataExpired, LogReplaced
@@ -73,7 +74,7 @@ AGAIN = (StartAgain, StartsAbove, TooSlow, NewChain, RowsDiffer, HdfsUnavailable
 MODULES = (
     batch_layer,
     build,
-    chain,
+    chains,
     commit,
     compact,
     continuity,
@@ -83,7 +84,7 @@ MODULES = (
     log,
     mirror,
     snapshot,
-    speed,
+    chain_log,
     versions,
 )
 
@@ -97,7 +98,10 @@ AGES = (
 
 @contextmanager
 def patched(world: World, hurry: int = 1) -> Iterator[None]:
-    """Let the product tell time by the world, and merge small runs; what fences writers by age does so many times sooner."""
+    """Let the product tell time by the world, and merge small runs.
+
+    What fences writers by age does so many times sooner.
+    """
     clock = SimpleNamespace(
         monotonic=world.monotonic, time_ns=world.time_ns, time=world.time, sleep=world.sleep, strftime=lambda *_: ""
     )
@@ -171,7 +175,10 @@ class Running:
 
 
 class Source:
-    """Spark's Kafka source with its notes: micro-batches of planned offsets, whose rows are read when they are needed."""
+    """Spark's Kafka source with its notes.
+
+    Micro-batches of planned offsets, whose rows are read when they are needed.
+    """
 
     def __init__(self, world: World, process: Process, reading: Reading) -> None:
         self.world, self.reading, self.kafka = world, reading, Kafka(world)
@@ -616,7 +623,10 @@ class Serving:
 
 
 def recounted(world: World, end: Mapping[str, Mapping[str, int]], there: Mapping[tuple[str, str], list[int]]) -> str:
-    """What the reader of recount and proof says otherwise than the offsets that are there below an end; Kafka is not asked."""
+    """What the reader of recount and proof says otherwise than the offsets that are there below an end.
+
+    Kafka is not asked.
+    """
     whole = {lg: {p: offset for p, offset in by.items() if (lg, p) in there} for lg, by in end.items()}
     reader = object.__new__(RawLog)
     reader._client = Client(world)  # type: ignore[assignment]

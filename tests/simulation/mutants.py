@@ -1,6 +1,7 @@
 """Faults of old, put back one at a time: what the simulator must find.
 
-Each is a function that patches the product; the name says what is wrong, the number is the row of the list that it came from.
+Each is a function that patches the product; the name says what is wrong, the number is the row of the list that it came
+from.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from engine.batch import build, events
 from engine.ingest import mirror
 from engine.ingest.mirror import Mirror
 from engine.serving import snapshot
-from engine.speed import chain_log as speed
-from engine.storage import chain, commit, compact, continuity, derived, log, versions
+from engine.speed import chain_log
+from engine.storage import chains, commit, compact, continuity, derived, log, versions
 from engine.storage.log import Partition
 from tests.simulation.schedule import CHUNK
 from tests.simulation.shrink import Case, outcome
@@ -33,7 +34,7 @@ def a_cut_partition_is_mirrored_again_from_its_start(patch: pytest.MonkeyPatch) 
 
 def nobody_proves_that_kafka_continues_what_is_stored(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(mirror, "check_continuity", lambda *_: None)
-    patch.setattr(speed, "check_continuity", lambda *_: None)
+    patch.setattr(chain_log, "check_continuity", lambda *_: None)
 
 
 def any_typed_segment_makes_the_folder_it_goes_into(patch: pytest.MonkeyPatch) -> None:
@@ -68,7 +69,7 @@ def coverage_never_falls(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_chain_is_continued_whatever_kafka_has_by_now(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(speed, "_lost", lambda *_: {})
+    patch.setattr(chain_log, "_lost", lambda *_: {})
 
 
 def kafkas_ends_are_asked_before_the_heads(patch: pytest.MonkeyPatch) -> None:
@@ -150,13 +151,13 @@ def whoever_comes_last_says_where_a_log_begins(patch: pytest.MonkeyPatch) -> Non
 
 
 def a_chain_begins_where_kafka_begins(patch: pytest.MonkeyPatch) -> None:
-    real = speed._start_at
+    real = chain_log._start_at
 
     def start_at(newest: Any, origins: Any) -> Any:
         zero = {t: {lg: dict.fromkeys(by, 0) for lg, by in logs.items()} for t, logs in origins.items()}
         return real(newest, zero)
 
-    patch.setattr(speed, "_start_at", start_at)
+    patch.setattr(chain_log, "_start_at", start_at)
 
 
 def a_log_begins_at_the_first_segment_that_is_there(patch: pytest.MonkeyPatch) -> None:
@@ -184,16 +185,16 @@ def damage_ends_whoever_reads_it(patch: pytest.MonkeyPatch) -> None:
     def end(damage: Exception) -> None:
         raise damage
 
-    for read in (chain.chains, chain.epochs, versions.manifests, versions.choice):
+    for read in (chains.chains, chains.epochs, versions.manifests, versions.choice):
         patch.setattr(read, "__defaults__", (end,))
 
 
 def what_another_stream_counted_is_counted_again(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(speed, "_trim", lambda start: None)
+    patch.setattr(chain_log, "_trim", lambda start: None)
 
 
 def epochs_newer_than_kafkas_answer_are_lost(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(speed, "_asked_again", lambda kafka, state: state)
+    patch.setattr(chain_log, "_asked_again", lambda kafka, state: state)
 
 
 def a_version_adds_to_its_parent_what_the_parent_has(patch: pytest.MonkeyPatch) -> None:
@@ -203,8 +204,8 @@ def a_version_adds_to_its_parent_what_the_parent_has(patch: pytest.MonkeyPatch) 
     patch.setattr(build, "_check_rows", lambda *_: None)
 
 
-# Mutant → the row of the list, and a schedule that finds it; where a change of the product moved its steps, another one does,
-# which `python -m tests.simulation --mutants` looks for. Row 20, a shared checkpoint, is Spark's alone.
+# Mutant → the row of the list, and a schedule that finds it; where a change of the product moved its steps, another one
+# does, which `python -m tests.simulation --mutants` looks for. Row 20, a shared checkpoint, is Spark's alone.
 FOUND_BY: dict[Patch, tuple[int, int]] = {
     a_cut_partition_is_mirrored_again_from_its_start: (1, 95),
     nobody_proves_that_kafka_continues_what_is_stored: (2, 0),

@@ -1,12 +1,13 @@
 """One schedule: what the world does, step by step, while two of every layer run; and what must hold after each step.
 
-A schedule is drawn from a seed: moves (what happens to Kafka, to files, to time), each at a step, and faults. Every part
-can be left out without moving the others: `Schedule(seed, moves, only, without)` with fewer moves, the steps at which faults
-may happen, and processes that are never started. The same arguments give the same steps to the letter (`World.digest`).
-The oracle below shares nothing with the product: it knows what Kafka was given, reads Parquet itself, and counts.
+A schedule is drawn from a seed: moves (what happens to Kafka, to files, to time), each at a step, and faults. Every
+part can be left out without moving the others: `Schedule(seed, moves, only, without)` with fewer moves, the steps at
+which faults may happen, and processes that are never started. The same arguments give the same steps to the letter
+(`World.digest`). The oracle below shares nothing with the product: it knows what Kafka was given, reads Parquet itself,
+and counts.
 
-To add a process: `layers.py` gets a function that returns `work(process)`, and `Schedule.run` adds it under a name. To add
-a move: a function of the schedule in `MOVES`; whatever chance it needs comes from `schedule.random`.
+To add a process: `layers.py` gets a function that returns `work(process)`, and `Schedule.run` adds it under a name. To
+add a move: a function of the schedule in `MOVES`; whatever chance it needs comes from `schedule.random`.
 """
 
 from __future__ import annotations
@@ -64,7 +65,10 @@ class Truth:
         }
 
     def raw(self) -> Raw:
-        """(log, partition) → offset → (timestamp, value) of every raw row. Raises AssertionError where one is doubled."""
+        """(log, partition) → offset → (timestamp, value) of every raw row.
+
+        Raises AssertionError where one is doubled.
+        """
         found: Raw = {}
         stored: dict[int, tuple[str, str, int]] = {}
         for path, (data, _) in self._whole().items():
@@ -411,7 +415,10 @@ class Schedule:
                 self.world.files[path] = (data[: len(data) // 2], at + 1)
 
     def overtake(self) -> None:
-        """Of three compactors one was paused: what it staged appears once another has merged a part of it with others."""
+        """Of three compactors one was paused.
+
+        What it staged appears once another has merged a part of it with others.
+        """
         partitions = layers.LogReader(Hdfs(self.world)).partitions([TOPIC])[TOPIC].values()
         long = [p.segments for by in partitions for p in by.values() if len(p.segments) > 3 and not p.damage]
         if not long:

@@ -1,4 +1,4 @@
-"""Thousands of schedules of two processes of every layer (`SIMULATE` says how many), and that they are what they seem."""
+"""Thousands of schedules of two processes of every layer (`SIMULATE`: how many), and that they are what they seem."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 """An HDFS, a Kafka, a clock and a scheduler of their own making, in which the product's own functions run.
 
 Every call of a file system or of Kafka is a step. At each the scheduler decides who goes on: it may switch to another
-process, pause one for any time, kill it, show it an old listing, or lose the answer of a rename. What it decides depends on
-the seed and the number of the step alone, so a fault can be left out and all the others stay where they are. Nothing here
-knows the product's protocol; HDFS's part is what the NameNode promises (a rename refuses an existing target and a missing
-parent).
+process, pause one for any time, kill it, show it an old listing, or lose the answer of a rename. What it decides
+depends on the seed and the number of the step alone, so a fault can be left out and all the others stay where they are.
+Nothing here knows the product's protocol; HDFS's part is what the NameNode promises (a rename refuses an existing
+target and a missing parent).
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""A Kafka in memory, with the faults that a log may meet; what the layers ask of one (`engine.runtime.kafka.KafkaLogs`)."""
+"""A Kafka in memory, with the faults that a log may meet.
+
+What the layers ask of one (`engine.runtime.kafka.KafkaLogs`).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A serving store in memory that speaks the verbs of `engine.serving.cassandra.Cassandra`; `plan` says what goes wrong, and when."""
+"""A serving store in memory that speaks the verbs of `engine.serving.cassandra.Cassandra`.
+
+`plan` says what goes wrong, and when.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,10 @@ class Crash(BaseException):
 
 
 class MemoryStore:
-    """Cells are written one by one; before each step the action of `plan` for its number runs, or the process crashes."""
+    """Cells are written one by one.
+
+    Before each step the action of `plan` for its number runs, or the process crashes.
+    """
 
     def __init__(self) -> None:
         self.pointers: dict[str, tuple[int, bytes]] = {}

@@ -12,7 +12,10 @@ from typing import Any
 
 @contextmanager
 def recorder(answer: Any, status: int = 200) -> Iterator[tuple[int, list[str]]]:
-    """Yield the port of a server on loopback, and the list of what it was asked; a proxy is asked for whole addresses."""
+    """Yield the port of a server on loopback, and the list of what it was asked.
+
+    A proxy is asked for whole addresses.
+    """
     asked: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):

@@ -29,9 +29,8 @@ from engine.domain import (
 )
 from engine.fold.measures import arrow_type, partial_query, show_query, stored_schema
 from engine.serving.query import open_database
-from engine.storage import chain as chains
-from engine.storage import versions
-from engine.storage.chain import Chain, Epoch
+from engine.storage import chains, versions
+from engine.storage.chains import Chain, Epoch
 from engine.storage.log import EVENTS, MASTER, Position, segment_path
 from tests.unit.localfs import LocalFs
 

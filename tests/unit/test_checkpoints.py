@@ -1,4 +1,7 @@
-"""Two processes of a layer stand beside each other: neither takes the other's checkpoint away, whoever starts or ends."""
+"""Two processes of a layer stand beside each other.
+
+Neither takes the other's checkpoint away, whoever starts or ends.
+"""
 
 from __future__ import annotations
 

@@ -23,7 +23,10 @@ class Crash(BaseException):
 
 
 class Interrupted:
-    """A file system at whose n-th call something else happens first: another process, an operator, the end of this one."""
+    """A file system at whose n-th call something else happens first.
+
+    Another process, an operator, the end of this one.
+    """
 
     def __init__(self, fs: LocalFs, plan: dict[int, Callable[[], None]]) -> None:
         self.fs, self.plan, self.calls = fs, plan, 0

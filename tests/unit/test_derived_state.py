@@ -1,4 +1,7 @@
-"""What can be made again: numbers that never come back, damage that is set aside, domains that fail alone. Real batch runs in a folder."""
+"""What can be made again: numbers that never come back, damage that is set aside, domains that fail alone.
+
+Real batch runs in a folder.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,7 @@ from engine.batch.plan import planned
 from engine.domain import Domain, Report
 from engine.runtime import settings
 from engine.runtime.metrics import BatchMetrics
-from engine.storage import chain as chains
-from engine.storage import derived, versions
+from engine.storage import chains, derived, versions
 from engine.storage.hdfs import HdfsUnavailable
 from engine.storage.log import MASTER, MasterWentBack, segment_path, typed_root
 from engine.storage.versions import Manifest, VersionUnknown
@@ -67,7 +69,7 @@ def part_of(fs: LocalFs, version: int, name: str) -> str:
     return next(entry.path for entry in fs.list(folder) if entry.name.endswith(".parquet"))
 
 
-# Numbers ---------------------------------------------------------------------------------------------------------------
+# Numbers --------------------------------------------------------------------------------------------------------------
 
 
 def test_the_number_of_a_version_deleted_by_hand_never_comes_back(fs: LocalFs, run: Run) -> None:
@@ -125,7 +127,7 @@ def test_a_plain_folder_is_of_a_version_and_not_of_its_number(fs: LocalFs, run: 
     assert plain.read(f"{versions.VIEWS}/shop_orders/_version-0000000001").decode() == older.created_at
 
 
-# Digests ---------------------------------------------------------------------------------------------------------------
+# Digests --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("flags", [{"full": True}, {"full": True, "typed": True}])
@@ -167,7 +169,7 @@ def test_a_changed_rule_does_not_change_the_digest(fs: LocalFs, run: Run) -> Non
     assert (after.version, after.events, after.digests) == (2, 1, before.digests)
 
 
-# Topics that leave -----------------------------------------------------------------------------------------------------
+# Topics that leave ----------------------------------------------------------------------------------------------------
 
 RETURNS = replace(ORDERS, topic="returns")
 RETURNED = replace(SHOPS, name="shop_returns", streams=(RETURNS,))
@@ -212,7 +214,7 @@ def test_a_topic_of_the_definition_that_lost_rows_still_stops_the_run(fs: LocalF
         run()
 
 
-# Reports that raise, domains that fail ---------------------------------------------------------------------------------
+# Reports that raise, domains that fail --------------------------------------------------------------------------------
 
 
 BROKEN = {
@@ -320,7 +322,7 @@ def test_a_domain_that_fails_stops_no_other_and_the_worst_code_is_told(
     assert capsys.readouterr().err.count(str(errors[0])) >= rounds
 
 
-# Damage ----------------------------------------------------------------------------------------------------------------
+# Damage ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("damaged", [1, 2])
@@ -393,7 +395,7 @@ def test_a_run_that_loses_a_file_on_its_way_lists_again_and_then_asks_to_be_rest
         run()
 
 
-# Chains ----------------------------------------------------------------------------------------------------------------
+# Chains ---------------------------------------------------------------------------------------------------------------
 
 
 def test_the_number_of_a_chain_never_comes_back(fs: LocalFs) -> None:

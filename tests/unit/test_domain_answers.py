@@ -1,4 +1,4 @@
-"""Every view and report of every domain: Spark = DuckDB = any split merged = the recount, on a month of generated events.
+"""Every view and report of every domain: Spark = DuckDB = any split merged = the recount, on a month of events.
 
 The events hold duplicates, late, broken and future ones, as a producer sends them.
 """
@@ -19,8 +19,7 @@ from pyspark.sql import SparkSession
 
 from domains import DOMAINS
 from engine.domain import Domain, Stream, View
-from engine.fold import measures
-from engine.fold import spark_fold as fold
+from engine.fold import measures, spark_fold
 from engine.fold.decode import decode_stream, decoded_columns
 from engine.fold.quality import judged, with_duplicates
 from engine.produce.messages import mix
@@ -101,7 +100,7 @@ def good_rows(spark: SparkSession, sample: Sample, part: int | None = None) -> N
     for topic, table in sample.tables.items():
         rows = spark.createDataFrame(table).where("problem IS NULL")
         good[topic] = rows if part is None else rows.where(f"pmod(hash(`offset`), 3) = {part}")
-    fold.register_good_rows(good)
+    spark_fold.register_good_rows(good)
 
 
 def test_enough_is_good_and_every_kind_of_problem_occurs(sample: Sample) -> None:
@@ -125,11 +124,11 @@ def test_spark_and_the_recount_name_the_same_problems(sample: Sample) -> None:
 def test_every_view_is_what_the_recount_says_whole_and_split(sample: Sample, spark: SparkSession) -> None:
     for view in sample.domain.views:
         good_rows(spark, sample)
-        whole = fold.partials(spark, view).toArrow()
+        whole = spark_fold.partials(spark, view).toArrow()
         parts = []
         for part in range(3):
             good_rows(spark, sample, part)
-            parts.append(fold.partials(spark, view).toArrow())
+            parts.append(spark_fold.partials(spark, view).toArrow())
         columns = (*view.measures, *view.shown)
         wanted = view_rows(sample.recount, sample.domain, view, Question(view.by, columns=columns), sample.as_of)
         assert wanted, f"{view.name} has no rows"
@@ -152,7 +151,7 @@ def shown(view: View, pieces: list[pa.Table]) -> list[dict[str, Any]]:
 def test_every_report_is_what_the_recount_says_and_passes_its_checks(sample: Sample, spark: SparkSession) -> None:
     good_rows(spark, sample)
     for report in sample.domain.reports:
-        rows, failed = fold.report_rows(spark, report)
+        rows, failed = spark_fold.report_rows(spark, report)
         assert failed == {}, report.name
         wanted = report_rows(sample.recount, sample.domain, report, sample.as_of["coverage"])
         found = rows.toArrow().to_pylist()

@@ -21,7 +21,7 @@ import pytest
 import domains
 from domains import DOMAINS
 from engine.domain import DeclarationError, Domain, Stream
-from engine.produce.validate import BREAKAGES, SCHEMA_BREAKAGES, EventRefused, checker
+from engine.produce.validate import BREAKAGES, EventRefused, checker
 
 ROOT = Path(__file__).resolve().parents[2]
 NOW_MS = 1_767_225_600_000
@@ -59,7 +59,7 @@ def test_generated_events_hold_every_declared_field_and_no_other(stream: Stream)
 @EACH_STREAM
 def test_the_json_schema_and_the_producer_refuse_events_that_are_broken_on_purpose(stream: Stream) -> None:
     schema, check, rng = jsonschema_rs.validator_for(stream.json_schema()), checker(stream), Random(2)
-    for name in SCHEMA_BREAKAGES:
+    for name in ("wrong_type", "missing_field"):  # the others are seen in the text alone
         for event in events(stream, 100):
             broken = BREAKAGES[name](stream, event, msgspec.json.encode(event), rng)
             assert not schema.is_valid(json.loads(broken)), (name, broken)

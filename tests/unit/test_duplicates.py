@@ -1,4 +1,7 @@
-"""A copy within W offsets is a duplicate, one farther is an event: the same in batch, in the speed layer's memory, in words."""
+"""A copy within W offsets is a duplicate, one farther is an event.
+
+The same in batch, in the speed layer's memory, in words.
+"""
 
 from __future__ import annotations
 
@@ -135,7 +138,7 @@ def test_no_rule_raises_and_every_rule_can_fail_alone(spark: SparkSession, domai
 
 
 def _needs_two_fields(stream: Stream) -> set[str]:
-    """Rules over two fields at once, and the clock of a stream without event time, which changing one field cannot fail."""
+    """Rules over two fields, and the clock of a stream without event time, which changing one field cannot fail."""
     kafka_time_only = set() if stream.time else {FUTURE_RULE}
     return ({"score_only_when_graded"} & set(stream.rules)) | kafka_time_only
 

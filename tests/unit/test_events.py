@@ -88,7 +88,10 @@ def test_a_pass_is_bounded_in_offsets_and_in_bytes(tmp_path: Path, monkeypatch: 
 
 
 def test_a_typed_log_that_was_taken_away_does_not_come_back_from_its_middle(tmp_path: Path) -> None:
-    """One run has staged from head 100 on; `--full --typed` of a second process takes the log away before it is published."""
+    """One run has staged from head 100 on.
+
+    `--full --typed` of a second process takes the log away before it is published.
+    """
     fs = LocalFs(tmp_path)
     write(fs, MASTER, 0, 100)
     events.extend_typed(fs, STREAM, writer(fs, []))

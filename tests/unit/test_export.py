@@ -31,8 +31,8 @@ from granian.log import LogLevels
 from granian.server.embed import Server
 
 import domains
-from engine.export import __main__ as export
 from engine.export import extract
+from engine.export.__main__ import main
 from engine.export.outfile import opened
 from engine.runtime.settings import load
 from engine.serving.service import Service
@@ -89,7 +89,7 @@ def run(fs: LocalFs) -> Export:
 
     def called(*arguments: str, on: Any = None, domain: str = "shop") -> int:
         try:
-            return export.main(["--domain", domain, *arguments], lambda url, user: on or fs)
+            return main(["--domain", domain, *arguments], lambda url, user: on or fs)
         except SystemExit as left:
             assert isinstance(left.code, int)
             return left.code
@@ -384,7 +384,10 @@ def test_what_was_there_stays_until_the_new_file_is_whole(run: Export, fs: Local
 
 
 def test_two_exports_to_one_file_do_not_mix(tmp_path: Path) -> None:
-    """One of them begins and ends while the other, in a process of its own, is half-way; each file is whole, the later one stays."""
+    """One of them begins and ends while the other, in a process of its own, is half-way.
+
+    Each file is whole, the later one stays.
+    """
     out, schema = str(tmp_path / "e.csv"), pa.schema([("n", pa.int64())])
     program = (
         "import sys, pyarrow as pa; from engine.export import outfile\n"
@@ -428,9 +431,9 @@ def test_standard_output_gets_the_rows_and_standard_error_the_words(
 
 def test_a_reader_that_leaves_ends_it_without_a_word(fs: LocalFs) -> None:
     program = (
-        "import sys, domains; from engine.export import __main__ as export; from tests.unit.localfs import LocalFs; from pathlib import Path;"
+        "import sys, domains; from engine.export.__main__ import main; from tests.unit.localfs import LocalFs; from pathlib import Path;"
         "from tests.unit.serving_data import SHOP; domains.DOMAINS = (SHOP,);"
-        f"sys.exit(export.main(['--domain', 'shop', '--what', 'events', '{SALES.topic}', '--out', '-', '--format', 'jsonl'],"
+        f"sys.exit(main(['--domain', 'shop', '--what', 'events', '{SALES.topic}', '--out', '-', '--format', 'jsonl'],"
         f" lambda url, user: LocalFs(Path({str(fs.root)!r}))))"
     )
     root = Path(__file__).resolve().parents[2]
@@ -454,7 +457,7 @@ def test_a_report_that_was_never_good_says_which_check_failed(
 def test_progress_is_a_line_every_few_seconds_where_there_is_no_terminal(
     run: Export, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export, "LINE_SECONDS", 0.0)
+    monkeypatch.setattr("engine.export.__main__.LINE_SECONDS", 0.0)
     assert run("--what", "events", SALES.topic, "--out", str(tmp_path / "e.csv")) == 0
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) > 10 and f"600 of 600 rows read, {good_in(ROWS)} written" in lines[-2]

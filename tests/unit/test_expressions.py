@@ -1,4 +1,7 @@
-"""Rules, `where` and `show` are total: no value makes them raise, and Spark, serving and the recount say the same, NULL included."""
+"""Rules, `where` and `show` are total.
+
+No value makes them raise, and Spark, serving and the recount say the same, NULL included.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,7 @@ from pyspark.sql import SparkSession
 
 from engine.domain import DeclarationError, Domain, Stream, View, count, expressions, last, max_of, sum_of
 from engine.domain.operators import _FUNCTIONS, ExpressionError
-from engine.fold import measures
-from engine.fold import spark_fold as fold
+from engine.fold import measures, spark_fold
 from engine.fold.decode import decode_rows, decode_stream, decoded_columns
 from engine.fold.measures import arrow_type
 from engine.fold.quality import judged
@@ -422,9 +424,9 @@ def test_a_condition_or_a_shown_column_that_cannot_be_worked_out_is_null_everywh
     for name, value in {"topic": "pairs", "log": "L", "partition": "0"}.items():
         typed = typed.append_column(name, pa.array([value] * len(typed)))
     good = spark.createDataFrame(typed).where("id NOT IN ('zero', 'overflow')")
-    fold.register_good_rows({"pairs": good})
-    stored = fold.partials(spark, VIEW)
-    by_spark = fold.merged(spark, VIEW, None, stored).toArrow().to_pylist()
+    spark_fold.register_good_rows({"pairs": good})
+    stored = spark_fold.partials(spark, VIEW)
+    by_spark = spark_fold.merged(spark, VIEW, None, stored).toArrow().to_pylist()
     serving = query.open_database()
     serving.register("stored", stored.toArrow().cast(measures.stored_schema(VIEW)))
     by_serving = serving.sql(measures.show_query(VIEW, "stored", "duckdb")).to_arrow_table().to_pylist()

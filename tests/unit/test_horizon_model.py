@@ -1,4 +1,7 @@
-"""Chain and horizon under random schedules: version ⊕ epochs after it counts every offset below coverage exactly once."""
+"""Chain and horizon under random schedules.
+
+Version ⊕ epochs after it counts every offset below coverage exactly once.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from engine.batch.horizon import choose_horizon
 from engine.runtime.kafka import PartitionState, TopicState
-from engine.speed import chain_log as speed
-from engine.storage.chain import Chain, Epoch, fits, speaks_of
+from engine.speed import chain_log
+from engine.storage.chains import Chain, Epoch, fits, speaks_of
 from engine.storage.log import Partition, Position, Segment, offset_in, overlay
 from engine.storage.versions import Manifest, version_zero
 
@@ -80,13 +83,13 @@ class Pipeline(RuleBasedStateMachine):
         logs = {TOPIC: self.log}
         partitions = {int(p): PartitionState(0, 0, end) for p, end in self.kafka[self.log].items()}
         origins = {TOPIC: {self.log: {str(p): 0 for p in partitions}}}
-        start = speed._start_at(newest, origins)
+        start = chain_log._start_at(newest, origins)
         raw, state = self.raw(), {TOPIC: TopicState(self.log, partitions)}
         for index, (chain, epochs) in reversed(list(enumerate(self.chains))):
             if (
                 speaks_of(chain, TOPIC, self.log)
                 and fits(chain, epochs, newest.horizon, newest.version) is not None
-                and not speed._lost(chain, epochs, logs, raw, start, None, state)  # type: ignore[arg-type]
+                and not chain_log._lost(chain, epochs, logs, raw, start, None, state)  # type: ignore[arg-type]
             ):
                 self.stream = index
                 return

@@ -25,7 +25,7 @@ BELOW: dict[str, set[str]] = {
     "verify": {"domain", "runtime"},
 }
 # What the oracle shares with the layers.
-SHARED = {"engine.domain", "engine.runtime.settings", "engine.runtime.observe"}
+SHARED = {"engine.domain", "engine.runtime.settings"}
 
 
 def modules(everywhere: bool = True) -> dict[str, set[str]]:
@@ -120,7 +120,7 @@ def test_the_recount_shares_only_declarations_and_settings_with_the_layers(name:
         "engine.domain",
         "engine.runtime.settings",
         "engine.storage.log",
-        "engine.storage.chain",
+        "engine.storage.chains",
         "engine.storage.versions",
     ],
 )

@@ -1,5 +1,8 @@
-"""Would a cluster take these manifests, and would the pods find what they ask for? Rendered as they would be applied, judged
-without a cluster: by Kubernetes' own schemas, and by what the schemas cannot know."""
+"""Would a cluster take these manifests, and would the pods find what they ask for?
+
+Rendered as they would be applied, judged without a cluster: by Kubernetes' own schemas, and by what the schemas cannot
+know.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Any split, merged in any order, in Spark or DuckDB, gives the direct answer; every measure, NULLs and late rows included."""
+"""Any split, merged in any order, in Spark or DuckDB, gives the direct answer.
+
+Every measure, NULLs and late rows included.
+"""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from engine.fold.measures import stored_schema
 from engine.ingest.mirror import Mirror
 from engine.runtime.observe import StartAgain
-from engine.speed import chain_log as speed
+from engine.speed import chain_log
 from engine.speed.chain_log import NewChain, SpeedLog
-from engine.storage.chain import HOLE, chains
+from engine.storage import chains, versions
+from engine.storage.chains import HOLE
 from engine.storage.checkpoints import Reading
 from engine.storage.commit import StartsAbove, commit_origin
 from engine.storage.continuity import DataExpired, LogReplaced
@@ -94,7 +97,7 @@ class World:
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
-    monkeypatch.setattr(speed, "ORIGIN_PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(chain_log, "ORIGIN_PATIENCE_SECONDS", 0.0)
     return World(tmp_path)
 
 
@@ -105,7 +108,7 @@ def epoch_of(world: World, stream: SpeedLog, ends: dict[int, int] | None = None)
     planned = {place: (start, (ends or {}).get(place[1], told[place[1]].end)) for place, start in at.items()}
     epoch = stream.next_epoch(positions_of(world, stream, planned), planned)
     assert epoch is not None
-    empty = {view.name: pa.Table.from_pylist([], speed.chain_of.stored_schema(view)) for view in SHOP.views}
+    empty = {view.name: pa.Table.from_pylist([], stored_schema(view)) for view in SHOP.views}
     assert stream.append(epoch, empty, world.fs.create)
 
 
@@ -116,7 +119,7 @@ def positions_of(world: World, stream: SpeedLog, planned: Mapping[tuple[str, int
         for offset, ms, _, value in world.kafka.read(topic, p, start, end):
             rows.append(
                 {"topic": topic, "log": stream.logs[topic], "partition": str(p), "offset": offset, "ukey": str(value),
-                 "problem": None, "event_time": ms * 1000, "kafka_time": ms * 1000, "crc": speed.zlib.crc32(value or b"")}
+                 "problem": None, "event_time": ms * 1000, "kafka_time": ms * 1000, "crc": zlib.crc32(value or b"")}
             )  # fmt: skip
     time = pa.timestamp("us")
     types = {"offset": pa.int64(), "event_time": time, "kafka_time": time, "crc": pa.int64()}
@@ -462,7 +465,7 @@ def test_a_tail_that_only_the_stream_had_counted_begins_a_new_chain(world: World
                 stream.check_topics()
         again = world.stream()
         assert again.chain.number == 2 and again.chain.lost == [[1, {TOPIC: {"id1": {"0": 0}}}]]
-    assert [chain.number for chain in chains(world.fs, SHOP.name)] == [1, 2]
+    assert [chain.number for chain in chains.chains(world.fs, SHOP.name)] == [1, 2]
 
 
 def test_an_epoch_of_rows_that_kafka_lost_meanwhile_is_not_taken_over_by_the_second_stream(world: World) -> None:
@@ -486,7 +489,7 @@ def test_an_older_chain_does_not_stand_in_for_one_that_counted_what_is_lost(worl
     """Two streams began a chain each; serving goes by the newer one, and would wait for ever."""
     filled(world, 10)
     world.stream()
-    begun = chains(world.fs, SHOP.name)[0]
+    begun = chains.chains(world.fs, SHOP.name)[0]
     newer = dataclasses.replace(begun, number=2)
     world.fs.create(f"{newer.folder}/chain.json", json.dumps(vars(newer)).encode())
     stream = world.stream()
@@ -575,15 +578,15 @@ def test_what_another_stream_counted_after_kafka_was_asked_is_not_lost(
     world.kafka.append(TOPIC, 0, 5)
     world.mirror_all(world.ingest())
     other = world.stream()
-    followed = speed.versions.followed
+    followed = versions.followed
 
     def meanwhile(*asked: Any) -> Any:
-        monkeypatch.setattr(speed.versions, "followed", followed)
+        monkeypatch.setattr(versions, "followed", followed)
         world.kafka.append(TOPIC, 0, 3)
         epoch_of(world, other)
         return followed(*asked)
 
-    monkeypatch.setattr(speed.versions, "followed", meanwhile)
+    monkeypatch.setattr(versions, "followed", meanwhile)
     stream = world.stream()
     assert stream.chain == other.chain and stream.next_offsets()[TOPIC, 0] == 8
 
@@ -607,9 +610,9 @@ def test_a_stream_that_stood_still_and_writes_under_a_pruned_number_makes_no_cha
     first, still = world.stream(), world.stream()
     epoch_of(world, first, {0: 2})
     epoch_of(world, first)
-    world.fs.delete(speed.chain_of.epoch_path(SHOP.name, 1, 0))
+    world.fs.delete(chains.epoch_path(SHOP.name, 1, 0))
     epoch_of(world, still, {0: 3})
-    assert [epoch.number for epoch in speed.chain_of.epochs(world.fs, SHOP.name, 1)] == [0]
+    assert [epoch.number for epoch in chains.epochs(world.fs, SHOP.name, 1)] == [0]
     assert world.stream().chain.number == 2
 
 
@@ -620,7 +623,7 @@ def test_what_an_older_chain_counted_and_kafka_lost_is_said_by_a_new_one(world: 
     world.mirror_all(mirror)
     older = world.stream()
     start = older.chain.start
-    speed.chain_of.begin(world.fs, SHOP, 2, 0, start, older.chain.origins, older.chain.created_at)
+    chains.begin(world.fs, SHOP, 2, 0, start, older.chain.origins, older.chain.created_at)
     world.kafka.append(TOPIC, 0, 3)
     epoch_of(world, older)
     world.kafka.cut(TOPIC, 0, 5)

@@ -1,4 +1,4 @@
-"""Do alerts and dashboards ask for metrics that exist, do the alerts fire when they should, and do the layers count rightly?"""
+"""Do alerts and dashboards ask for metrics that exist, do alerts fire when they should, do the layers count rightly?"""
 
 from __future__ import annotations
 

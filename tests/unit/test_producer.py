@@ -327,7 +327,10 @@ tt0000008 5.0 31337
 
 
 def test_imdb_s_own_files_take_the_path_of_the_fictional_pair(tmp_path: Path) -> None:
-    """Tab-separated, gzipped, \\N for null, quotes that mean nothing; told are movies with a year and 1,000 votes, each once first."""
+    """Tab-separated, gzipped, \\N for null, quotes that mean nothing.
+
+    Told are movies with a year and 1,000 votes, each once first.
+    """
     options = []
     for name, text in (("basics", BASICS), ("ratings", RATINGS)):
         rows = text.replace(" ", "\t").replace("_", " ")

@@ -36,7 +36,7 @@ from engine.verify.recompute import (
     report_rows,
     view_rows,
 )
-from engine.verify.recount import Malformed, load, open_database, parse_event, read_row, typed_table
+from engine.verify.recount import Malformed, load, open_database, parse_event, typed_table
 
 # docs/decode.md, the first table ----------------------------------------------------------------------------------
 
@@ -126,6 +126,11 @@ NEEDY = Stream(
     unique=("u",),
     required=("r",),
 )
+
+
+def read_row(stream: Stream, text: str) -> tuple[Any, ...]:
+    """The typed values of one event in the order of the columns, times in epoch µs. Raises Malformed."""
+    return recount._row(parse_event(text), recount._readers(stream))
 
 
 @pytest.mark.parametrize("absent", ["k", "t", "u", "r"])

@@ -1,4 +1,7 @@
-"""What do old and new events of one topic say under the old and the new schema? The layers and the recount must agree."""
+"""What do old and new events of one topic say under the old and the new schema?
+
+The layers and the recount must agree.
+"""
 
 from __future__ import annotations
 
@@ -93,7 +96,7 @@ def good(stream: Stream) -> set[int]:
     return {row["offset"] for row in rows(stream, LOG) if row["problem"] is None}
 
 
-# Old and new events side by side ---------------------------------------------------------------------------------------
+# Old and new events side by side --------------------------------------------------------------------------------------
 
 
 def test_a_new_optional_field_is_null_in_old_rows_and_read_in_new_ones() -> None:
@@ -192,7 +195,7 @@ def test_any_mixture_of_events_is_read_alike_under_every_schema(mixture: list[di
         rows(stream, values)
 
 
-# The hash ----------------------------------------------------------------------------------------------------------------
+# The hash -------------------------------------------------------------------------------------------------------------
 
 REFUSED = "pieces IS NULL OR pieces > 1"
 # Change → events whose rows it changes.

@@ -1,4 +1,7 @@
-"""A record's time may be anything that 64 bits hold; Spark's Kafka source ends a job where it is longer than it likes."""
+"""A record's time may be anything that 64 bits hold.
+
+Spark's Kafka source ends a job where it is longer than it likes.
+"""
 
 from __future__ import annotations
 

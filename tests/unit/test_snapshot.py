@@ -16,8 +16,7 @@ from engine.serving.parameters import view_query
 from engine.serving.query import fetch_rows, open_database
 from engine.serving.snapshot import Loader, Snapshot
 from engine.serving.watch import Seen, Watch
-from engine.storage import chain as chains
-from engine.storage import versions
+from engine.storage import chains, versions
 from engine.storage.log import MASTER, Partition, covers, segment_path
 from tests.unit.localfs import LocalFs
 from tests.unit.serving_data import (
@@ -346,7 +345,10 @@ def begun(world: World, number: int, lost: list[Any]) -> None:
 
 @pytest.mark.parametrize("told", [True, False])
 def test_a_topic_made_anew_while_the_stream_was_ahead_is_followed(world: World, told: bool) -> None:
-    """Epochs had counted rows of the old log that never reached the master dataset; the new chain says so, or the segments do."""
+    """Epochs had counted rows of the old log that never reached the master dataset.
+
+    The new chain says so, or the segments do.
+    """
     world.epochs(0, 30)
     assert world.poll().last == 29
     world.version(1, 20)
@@ -443,7 +445,7 @@ def test_what_is_pruned_is_forgotten(world: World) -> None:
     assert sorted(m.version for m in world.loader._manifests.values()) == [2, 3]
 
 
-# What is deleted by hand and made anew, what is damaged, what leaves ---------------------------------------------------
+# What is deleted by hand and made anew, what is damaged, what leaves --------------------------------------------------
 
 
 def test_a_version_that_was_deleted_and_made_anew_under_its_number_is_read_anew(world: World) -> None:

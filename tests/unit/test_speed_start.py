@@ -1,4 +1,7 @@
-"""Where does the stream go on when epochs and chains are damaged, deleted or go away while it starts? Kafka is made up."""
+"""Where does the stream go on when epochs and chains are damaged, deleted or go away while it starts?
+
+Kafka is made up.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +19,9 @@ from engine.runtime.kafka import PartitionState, Record, TopicState
 from engine.runtime.observe import StartAgain
 from engine.serving.query import open_database
 from engine.serving.snapshot import Loader
-from engine.speed import chain_log as speed
+from engine.speed import chain_log
 from engine.speed.chain_log import NewChain, SpeedLog
-from engine.storage import chain as chains
-from engine.storage import versions
+from engine.storage import chains, versions
 from engine.storage.commit import OffsetGap
 from tests.unit.localfs import LocalFs
 from tests.unit.serving_data import (
@@ -75,7 +77,7 @@ class World:
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     made = World(tmp_path)
-    monkeypatch.setattr(speed, "verdicts", lambda *_: {})
+    monkeypatch.setattr(chain_log, "verdicts", lambda *_: {})
     monkeypatch.setattr(SpeedLog, "_remember_typed", lambda *_: None)  # the rows of these tests have no unique keys
     return made
 
@@ -178,7 +180,7 @@ def test_a_version_of_older_code_is_not_continued_and_the_way_out_is_named(
         SpeedLog.open(world.fs, followed, world.kafka)
 
 
-# Several domains in one process ----------------------------------------------------------------------------------------
+# Several domains in one process ---------------------------------------------------------------------------------------
 
 
 class Query:

@@ -1,4 +1,7 @@
-"""One value, one spelling: however a number is written, both decoders, DuckDB and Spark take it for the same value and key."""
+"""One value, one spelling.
+
+However a number is written, both decoders, DuckDB and Spark take it for the same value and key.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,7 @@ from hypothesis import strategies as st
 from pyspark.sql import SparkSession
 
 from engine.domain import Domain, Stream, View, count, distinct, max_of, min_of
-from engine.fold import measures
-from engine.fold import spark_fold as fold
+from engine.fold import measures, spark_fold
 from engine.fold.decode import decode_rows
 from engine.produce.validate import EventRefused, checker
 from engine.verify import recompute
@@ -34,7 +36,10 @@ def stream_of(sql_type: str) -> Stream:
 
 @st.composite
 def spellings(draw: st.DrawFn) -> list[str]:
-    """Several ways to write one number: the point moved, zeros around it, the exponent in each form, a zero with a sign."""
+    """Several ways to write one number.
+
+    The point moved, zeros around it, the exponent in each form, a zero with a sign.
+    """
     units = draw(st.sampled_from([0, 0, 1, 10, 12345, 2**31, 2**63 - 1, 10**25]) | st.integers(0, 10**30))
     power = draw(st.integers(-12, 12))
     negative = draw(st.booleans())
@@ -127,12 +132,12 @@ def test_a_zero_has_no_sign_as_a_dimension_or_an_extreme_in_any_engine(spark: Sp
     placed = {"topic": "doubles", "log": "L", "partition": "0"}
     for name, value in placed.items():
         typed = typed.append_column(name, pa.array([value] * len(typed)))
-    fold.register_good_rows({"doubles": spark.createDataFrame(typed)})
+    spark_fold.register_good_rows({"doubles": spark.createDataFrame(typed)})
     con = open_database()
     load(con, SIGNS, [(("doubles", "L", "0"), log)], len(texts))
     as_of = {"coverage": {"doubles": {"L": {"0": len(texts)}}}, "horizon": {}}
     for view in SIGNS.views:
-        rows = fold.partials(spark, view).toArrow().cast(measures.stored_schema(view)).to_pylist()
+        rows = spark_fold.partials(spark, view).toArrow().cast(measures.stored_schema(view)).to_pylist()
         wanted = [{"v": 0.0, "n": 5}] if view.by else [{"least": 0.0, "most": 0.0}]
         for answer in (rows, view_rows(con, SIGNS, view, question_of(view, []), as_of)):
             assert repr(answer) == repr(wanted)
@@ -154,7 +159,7 @@ SPELT = {
 
 @pytest.mark.parametrize("sql_type", SPELT)
 def test_distinct_values_are_spelt_alike_in_every_engine(sql_type: str, spark: SparkSession) -> None:
-    """A sketch sees texts: the same set of them in Spark, DuckDB and the recount makes the same sketch, so all three together add nothing."""
+    """A sketch sees texts: the same ones in Spark, DuckDB and the recount make one sketch, so all three add nothing."""
     stream = Stream("spelt", {"id": "STRING", "v": sql_type}, key="id", unique=("id",))
     view = View("number", (stream,), (), {"values": distinct("v")})
     domain = Domain("spelling", (stream,), (view,))

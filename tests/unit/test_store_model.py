@@ -21,7 +21,7 @@ from engine.serving.replica import Replica, reopened
 from engine.serving.snapshot import Snapshot, nothing
 from engine.serving.store import CELL_BYTES, NO_DIGEST, Place, Run, Torn
 from engine.storage import versions
-from engine.storage.chain import Chain, Epoch
+from engine.storage.chains import Chain, Epoch
 from engine.storage.log import covers
 from tests.unit.memorystore import Crash, MemoryStore
 from tests.unit.serving_data import LOG, SALES, SHOP, SHOPS

@@ -14,7 +14,8 @@ import pytest
 from stack import layers, process, supervise
 from stack.settings import Settings, StackError, load
 
-# Ends with the next of some exit codes at each start, a negative one by that signal; then runs until it is told to stop.
+# Ends with the next of some exit codes at each start, a negative one by that signal; then runs until it is told to
+# stop.
 ACTOR = """
 import os, signal, sys, time
 from pathlib import Path

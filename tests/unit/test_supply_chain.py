@@ -1,4 +1,7 @@
-"""Is what gets installed what was looked at? Lock files, bill of materials and the list of licences, held against each other."""
+"""Is what gets installed what was looked at?
+
+Lock files, bill of materials and the list of licences, held against each other.
+"""
 
 from __future__ import annotations
 

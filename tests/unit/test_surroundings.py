@@ -1,4 +1,4 @@
-"""Do the tests pass whatever the shell exports and the parent ignores, and do our processes hear a signal that it ignored?"""
+"""Do tests pass whatever the shell exports and the parent ignores, and do our processes hear a signal it ignored?"""
 
 from __future__ import annotations
 
@@ -171,7 +171,10 @@ def test_health_checks_of_containers_ask_no_proxy() -> None:
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a clone")
 def test_a_clone_with_autocrlf_has_the_line_ends_of_the_repository(tmp_path: Path) -> None:
-    """Bash, Hadoop's .env files and Docker read no CRLF; Git for Windows writes it unless a repository says otherwise."""
+    """Bash, Hadoop's .env files and Docker read no CRLF.
+
+    Git for Windows writes it unless a repository says otherwise.
+    """
     clone = tmp_path / "clone"
     subprocess.run(["git", "clone", "-q", "-c", "core.autocrlf=true", str(ROOT), str(clone)], check=True)
     files = [path for path in clone.rglob("*") if path.is_file() and ".git" not in path.relative_to(clone).parts]

@@ -16,12 +16,12 @@ import pyarrow as pa
 import pytest
 
 from domains.learning import LEARNING
+from engine import verify
 from engine.domain import Domain, Stream, View, avg, count, distinct, max_of, quantile
 from engine.domain.declarations import MEASURE_KINDS
 from engine.serving import proof
 from engine.serving.parameters import view_query
-from engine.verify import __main__ as verify
-from engine.verify.__main__ import furthest, json_text, recorded
+from engine.verify.__main__ import furthest, json_text, main, recorded
 from engine.verify.compare import (
     TESTS,
     Answer,
@@ -238,10 +238,10 @@ def _proven(con: duckdb.DuckDBPyConnection, row: dict[str, Any], monkeypatch: py
     request = proof.request(TILL, view_query(SHOPS, ()), AS_OF["coverage"], [row])
     answer = io.StringIO()
     with monkeypatch.context() as patched:
-        patched.setattr(verify, "read_log", lambda *_, **__: (_ReadLog(), con))
+        patched.setattr("engine.verify.__main__.read_log", lambda *_, **__: (_ReadLog(), con))
         patched.setattr("sys.stdin", io.StringIO(request.decode()))
         patched.setattr("sys.stdout", answer)
-        assert verify.main(["--proof"]) == 0
+        assert main(["--proof"]) == 0
     return json.loads(answer.getvalue(), parse_float=Decimal)["differences"]
 
 
@@ -475,7 +475,7 @@ def test_json_keeps_every_digit_of_a_decimal() -> None:
 def test_wrong_usage_and_silence_are_one_line_and_exit_2(
     argv: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert verify.main(argv) == 2
+    assert main(argv) == 2
     shown = capsys.readouterr()
     assert said in shown.err and shown.err.count("\n") == 1 and shown.out == ""
 
@@ -487,5 +487,5 @@ def test_a_proof_request_that_cannot_be_read_exits_2(
     text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO(text))
-    assert verify.main(["--proof"]) == 2
+    assert main(["--proof"]) == 2
     assert capsys.readouterr().err.startswith("verify: ")

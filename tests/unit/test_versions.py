@@ -1,4 +1,7 @@
-"""Which version is served, compared, planned: lines of versions, choices by hand, and what a definition change means."""
+"""Which version is served, compared, planned.
+
+Lines of versions, choices by hand, and what a definition change means.
+"""
 
 from __future__ import annotations
 
@@ -122,7 +125,7 @@ def test_a_candidate_needs_a_version_beside_which_it_stands(fs: LocalFs) -> None
         build.basis(fs, SHOP, True)
 
 
-# Comparing -------------------------------------------------------------------------------------------------------------
+# Comparing ------------------------------------------------------------------------------------------------------------
 
 
 def two_versions(fs: LocalFs, edit: Any) -> list[changes.Changes]:
@@ -186,7 +189,7 @@ def test_views_that_came_or_have_other_dimensions_are_said_not_compared() -> Non
     assert json.dumps(notes)
 
 
-# Planning --------------------------------------------------------------------------------------------------------------
+# Planning -------------------------------------------------------------------------------------------------------------
 
 
 def test_a_plan_for_an_empty_log_promises_no_version(fs: LocalFs) -> None:
@@ -213,7 +216,7 @@ def test_a_plan_says_what_would_be_rebuilt_and_why(fs: LocalFs) -> None:
     assert any("because of --full" in line for line in planned(fs, SHOP, parent, full=True))  # type: ignore[arg-type]
 
 
-# Deleted, damaged, pruned ----------------------------------------------------------------------------------------------
+# Deleted, damaged, pruned ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[1]", b'"x"', b"{}", b'{"version": "two"}', b"\xff\xfe"])
@@ -319,7 +322,7 @@ def test_a_version_that_is_chosen_while_it_is_pruned_stays_or_is_refused(
     assert chosen and chosen.version == 1
 
 
-# Code of another version -----------------------------------------------------------------------------------------------
+# Code of another version ----------------------------------------------------------------------------------------------
 
 
 def without_hashes(definition: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""Translate what the cassandra image reads from the environment, then become the server; its addresses are the container's."""
+"""Translate what the cassandra image reads from the environment, then become the server.
+
+Its addresses are the container's.
+"""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Translate CORE-SITE.XML_key=value and HDFS-SITE.XML_key=value as the apache/hadoop image does, then run the command."""
+"""Translate CORE-SITE.XML_key=value and HDFS-SITE.XML_key=value as the apache/hadoop image does, then run a command."""
 
 import os
 import sys

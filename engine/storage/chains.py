@@ -20,7 +20,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import structlog
 
 from engine.domain import Domain
 from engine.fold.measures import stored_schema
@@ -31,7 +30,8 @@ from engine.storage.hdfs import HdfsUnavailable
 from engine.storage.log import STAGING, FileSystem, Position, offset_in
 
 SPEED = "/data/speed_views"
-# The newest numbers of chains that were taken (`engine.storage.derived`), not in the folder of the domain, so that they survive its deletion.
+# The newest numbers of chains that were taken (`engine.storage.derived`), not in the folder of the domain, so that they
+# survive its deletion.
 TAKEN = f"{SPEED}/_taken"
 KEYS = "keys"
 # Name under which an epoch counts the offsets of its range that have no record.
@@ -47,8 +47,6 @@ KEYS_TYPE = pa.struct(
     ]
 )
 
-_log = structlog.get_logger("engine.storage.chain")
-
 
 @dataclass(frozen=True)
 class Chain:
@@ -56,8 +54,9 @@ class Chain:
 
     Args:
         origins: where the log of each partition of `start` began; a version that is silent about it stands there.
-        lost: [number, position] pairs: chains up to that number counted rows from there on that are in no log, because Kafka
-            lost them before they were ingested; coverage may fall back to there. Each chain hands on what earlier ones said.
+        lost: [number, position] pairs: chains up to that number counted rows from there on that are in no log, because
+            Kafka lost them before they were ingested; coverage may fall back to there. Each chain hands on what earlier
+            ones said.
     """
 
     domain: str
@@ -81,8 +80,8 @@ class Epoch:
     Args:
         counts: {topic: {log: {partition: {"good": n, problem: n, "hole": n}}}} of the offsets in [start, end).
         event_time_max: ISO-8601 UTC of the newest good row, or None.
-        last: {topic: {log: {partition: [offset, timestamp in ms, CRC-32 of the value]}}} of the last row of each partition, by which
-            the next start knows whether Kafka still holds what was counted.
+        last: {topic: {log: {partition: [offset, timestamp in ms, CRC-32 of the value]}}} of the last row of each
+            partition, by which the next start knows whether Kafka still holds what was counted.
     """
 
     number: int
@@ -161,7 +160,7 @@ def parsed_epoch(data: bytes, path: str) -> tuple[Epoch, pa.Table]:
 
 
 def epochs(fs: Any, domain: str, chain: int, damaged: Callable[[Damaged], None] = derived.left_out) -> list[Epoch]:
-    """Return the footers of the consecutive epochs of a chain; a hole ends the list, what lies behind it is unreachable.
+    """Return the footers of the consecutive epochs of a chain; a hole ends the list, what is behind it is unreachable.
 
     Args:
         damaged: what to do with an epoch that cannot be read, which is a hole.
