@@ -33,6 +33,7 @@ from engine.domain import DeclarationError, Domain
 from engine.ingest.repair import opened, repair
 from engine.runtime import kafka, metrics, observe
 from engine.runtime.progress import Progress
+from engine.runtime.queries import Queries
 from engine.runtime.session import spark_session, with_any_time
 from engine.runtime.settings import Settings, SettingsError, add_flags, environment, from_args
 from engine.storage.checkpoints import Checkpoint, Reading
@@ -54,6 +55,9 @@ RAW_COLUMNS = (
     "topic",
     "CAST(partition AS STRING) AS partition",
 )
+
+FAULTS = (DataExpired, LogReplaced, OffsetGap, MasterWentBack)
+RESTARTS = (observe.StartAgain, StartsAbove, TooSlow, HdfsUnavailable, kafka.KafkaUnreachable)
 
 _log = structlog.get_logger("ingest")
 
@@ -98,6 +102,9 @@ class Ingest:
             .foreachBatch(self.micro_batch)
             .start()
         )
+
+    def close(self) -> None:
+        self.checkpoint.close()
 
     def micro_batch(self, rows: DataFrame, batch: int) -> None:
         """Commit one micro-batch; returns only when every head has reached its end."""
@@ -166,9 +173,7 @@ def main(argv: list[str] | None = None) -> None:
         "--new-log", metavar="TOPIC", help="close the present log of a topic whose broker lost its data, then leave"
     )
     usage = (SettingsError, DeclarationError, kafka.TopicRefused)
-    faults = (DataExpired, LogReplaced, OffsetGap, MasterWentBack)
-    again = (observe.StartAgain, StartsAbove, TooSlow, HdfsUnavailable, kafka.KafkaUnreachable)
-    with observe.exit_codes(usage, faults, again):
+    with observe.exit_codes(usage, FAULTS, RESTARTS):
         args = parser.parse_args(argv)
         settings = from_args(args)
         chosen = domains.named(settings.domain, environment())
@@ -177,20 +182,21 @@ def main(argv: list[str] | None = None) -> None:
         if args.new_log or args.accept_gap:
             repair(chosen, settings, args.new_log, args.accept_gap)
             return
-        ending = observe.Ending(observe.Stop())
+        stop = observe.Stop()
         shown = metrics.QueryMetrics("ingest", chosen, settings.trigger_interval)
         host, port = settings.metrics_host, settings.ingest_metrics_port
         metrics.serve("ingest", shown.registry, shown.life.told, host, port)
         spark = spark_session("highwater-ingest", settings)
         spark.streams.addListener(Progress(shown))
-        ingests = [Ingest(spark, domain, settings, ending, shown) for domain in chosen]
-        queries = [ingest.start() for ingest in ingests]
-        _log.info("started", domains=[domain.name for domain in chosen], every_seconds=settings.trigger_interval)
-        try:
-            observe.await_queries(queries, ending, shown.life.beat)
-        finally:
-            for ingest in ingests:
-                ingest.checkpoint.close()
+        every = settings.trigger_interval
+        Queries(
+            chosen,
+            lambda domain, ending: Ingest(spark, domain, settings, ending, shown),
+            lambda ingests: _log.info("started", domains=[i.domain.name for i in ingests], every_seconds=every),
+            shown.life.beat,
+            FAULTS,
+            RESTARTS,
+        ).run(stop)
         _log.info("stopped")
         observe.stop_spark(spark)
 

@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -36,6 +35,7 @@ from engine.fold.measures import stored_ddl
 from engine.fold.quality import judged
 from engine.runtime import kafka, metrics, observe
 from engine.runtime.progress import Progress
+from engine.runtime.queries import Queries
 from engine.runtime.session import file_writer, spark_session, with_any_time
 from engine.runtime.settings import Settings, SettingsError, add_flags, environment, from_args
 from engine.speed.chain_log import NewChain, NextEpoch, SpeedLog
@@ -48,8 +48,6 @@ from engine.storage.log import MasterWentBack
 from engine.storage.versions import VersionUnknown
 
 CHECKPOINTS = "/checkpoints/speed"
-# A domain with a fault is left out, and tried again after so long, while the others go on.
-LEFT_OUT_SECONDS = 120.0
 FAULTS = (DataExpired, LogReplaced, OffsetGap, MasterWentBack, VersionUnknown)
 RESTARTS = (observe.StartAgain, HdfsUnavailable, kafka.KafkaUnreachable)
 
@@ -184,6 +182,9 @@ class Speed:
             ms=round(seconds * 1000),
         )
 
+    def close(self) -> None:
+        self.checkpoint.close()
+
     def start(self) -> Any:
         """Start the query at the chain's end."""
         self.checkpoint = Checkpoint(self.log.fs, f"{CHECKPOINTS}/{self.domain.name}")
@@ -208,22 +209,6 @@ class Speed:
         )
 
 
-def opened(
-    spark: SparkSession,
-    fs: Hdfs,
-    domain: Domain,
-    settings: Settings,
-    ending: observe.Ending,
-    shown: metrics.QueryMetrics,
-    codes: set[int],
-) -> Speed | None:
-    """One domain's query before its start; None, told in one line, if it cannot be made now."""
-    with observe.outcome(codes, FAULTS, RESTARTS):
-        # A version is completed by epochs of its own definition, whatever the domain's file says by now.
-        return Speed(spark, versions.definition_followed(fs, domain), settings, ending, shown)
-    return None
-
-
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_flags(parser, ("domain", "stream_trigger_interval", "stream_max_offsets_per_trigger", "show_previews"))
@@ -242,67 +227,18 @@ def main(argv: list[str] | None = None) -> None:
             "highwater-stream", settings, {"spark.sql.adaptive.enabled": "false", "spark.sql.shuffle.partitions": "2"}
         )
         spark.streams.addListener(Progress(shown))
-        left_out: dict[str, float] = {}
-        while not stop:
-            _run(spark, fs, chosen, settings, stop, shown, left_out)
+        Queries(
+            chosen,
+            # A version is completed by epochs of its own definition, whatever the domain's file says by now.
+            lambda domain, ending: Speed(spark, versions.definition_followed(fs, domain), settings, ending, shown),
+            lambda speeds: _log.info("started", chains={speed.domain.name: speed.log.chain.number for speed in speeds}),
+            shown.life.beat,
+            FAULTS,
+            RESTARTS,
+            anew=(NewChain,),
+        ).run(stop)
         _log.info("stopped")
         observe.stop_spark(spark)
-
-
-def _run(
-    spark: SparkSession,
-    fs: Hdfs,
-    chosen: Sequence[Domain],
-    settings: Settings,
-    stop: observe.Stop,
-    shown: metrics.QueryMetrics,
-    left_out: dict[str, float],
-) -> None:
-    """Run the queries of all domains until the stop signal, or until all have to be started anew.
-
-    Args:
-        left_out: domain → when it is tried again.
-    """
-    ending, codes = observe.Ending(stop), {0}
-    speeds: list[Speed] = []
-    queries: list[Any] = []
-
-    def start_missing() -> None:
-        there, now = [speed.domain.name for speed in speeds], time.monotonic()
-        ready = []
-        for domain in chosen:
-            if domain.name in there or left_out.get(domain.name, now) > now:
-                continue
-            if speed := opened(spark, fs, domain, settings, ending, shown, codes):
-                ready.append(speed)
-                left_out.pop(domain.name, None)
-            else:
-                left_out[domain.name] = now + LEFT_OUT_SECONDS
-        queries.extend([speed.start() for speed in ready])
-        speeds.extend(ready)
-
-    def beat() -> None:
-        shown.life.beat()
-        start_missing()
-
-    start_missing()
-    if not speeds:
-        sys.exit(observe.worst(codes))
-    _log.info("started", chains={speed.domain.name: speed.log.chain.number for speed in speeds})
-    try:
-        observe.await_queries(queries, ending, beat)
-    except NewChain as reason:
-        _log.info("new chain", reason=str(reason))
-    except FAULTS:
-        failed = [speed for speed, query in zip(speeds, queries, strict=True) if query.exception()]
-        if len(failed) == len(speeds):
-            raise
-        with observe.outcome(codes, FAULTS, RESTARTS):
-            raise
-        left_out.update({speed.domain.name: time.monotonic() + LEFT_OUT_SECONDS for speed in failed})
-    finally:
-        for speed in speeds:
-            speed.checkpoint.close()
 
 
 if __name__ == "__main__":

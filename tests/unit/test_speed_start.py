@@ -12,9 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-import stream_layer
 from engine.domain import declarations
-from engine.runtime import observe
 from engine.runtime.kafka import PartitionState, Record, TopicState
 from engine.runtime.observe import StartAgain
 from engine.serving.query import open_database
@@ -22,7 +20,6 @@ from engine.serving.snapshot import Loader
 from engine.speed import chain_log
 from engine.speed.chain_log import NewChain, SpeedLog
 from engine.storage import chains, versions
-from engine.storage.commit import OffsetGap
 from tests.unit.localfs import LocalFs
 from tests.unit.serving_data import (
     LOG,
@@ -178,71 +175,3 @@ def test_a_version_of_older_code_is_not_continued_and_the_way_out_is_named(
     followed = versions.definition_followed(world.fs, SHOP)
     with pytest.raises(StartAgain, match=r"code_changed domain shop: version 1 .* run batch_layer.py --domain shop"):
         SpeedLog.open(world.fs, followed, world.kafka)
-
-
-# Several domains in one process ---------------------------------------------------------------------------------------
-
-
-class Query:
-    """A streaming query that fails at its n-th look, or never."""
-
-    def __init__(self, fault: Exception | None) -> None:
-        self.fault = fault
-
-    def exception(self) -> Exception | None:
-        return self.fault
-
-
-@pytest.mark.parametrize("at_start", [True, False])
-def test_a_domain_with_a_fault_is_left_out_and_tried_again_while_the_others_go_on(
-    at_start: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    fault, now, started = OffsetGap("OFFSET_GAP topic 'a'"), [0.0], []
-    failing = {"a"}
-    names = [type("D", (), {"name": name})() for name in "ab"]
-
-    class Speed:
-        def __init__(self, spark: Any, domain: Any, *_: Any) -> None:
-            if at_start and domain.name in failing:
-                raise fault
-            self.domain = domain
-            self.checkpoint = type("K", (), {"close": lambda self: None})()
-            self.log = type("L", (), {"chain": type("C", (), {"number": 1})()})()
-
-        def start(self) -> Query:
-            started.append(self.domain.name)
-            return Query(fault if self.domain.name in failing else None)
-
-    def await_queries(queries: list[Query], ending: Any, beat: Any) -> None:
-        if any(query.fault for query in queries):
-            raise fault
-        beat()
-        failing.clear()
-        now[0] += stream_layer.LEFT_OUT_SECONDS
-        beat()
-
-    monkeypatch.setattr(stream_layer, "Speed", Speed)
-    monkeypatch.setattr(stream_layer.versions, "definition_followed", lambda fs, domain: domain)
-    monkeypatch.setattr(stream_layer.observe, "await_queries", await_queries)
-    monkeypatch.setattr(stream_layer.time, "monotonic", lambda: now[0])
-    shown: Any = type("S", (), {"life": type("Life", (), {"beat": lambda self: None})()})()
-    left_out: dict[str, float] = {}
-
-    def once() -> None:
-        stream_layer._run(None, None, names, None, False, shown, left_out)  # type: ignore[arg-type]
-
-    once()
-    if not at_start:
-        assert started == ["a", "b"] and left_out == {"a": stream_layer.LEFT_OUT_SECONDS}
-        started.clear()
-        once()
-    assert started == ["b", "a"] and left_out == {}
-    assert capsys.readouterr().err == "fault: OFFSET_GAP topic 'a'\n"
-    failing |= {"a", "b"}
-    if at_start:
-        with pytest.raises(SystemExit) as left:
-            once()
-        assert left.value.code == observe.EXIT_FAULT
-    else:
-        with pytest.raises(OffsetGap):
-            once()
