@@ -257,7 +257,7 @@ def test_a_service_that_is_away_is_no_fault_of_a_report(fs: LocalFs, run: Run, m
     def away(*_: Any) -> Any:
         raise PySparkException("Job aborted: java.net.ConnectException: Connection refused")
 
-    monkeypatch.setattr(build.fold, "report_rows", away)
+    monkeypatch.setattr(build.spark_fold, "report_rows", away)
     with pytest.raises(PySparkException):
         run()
     assert versions.numbers(fs, "tiny") == []
