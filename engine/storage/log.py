@@ -43,8 +43,6 @@ ORIGIN_FILE, HOLES_FILE = "_origin", "_holes"
 RANGE_END, HOLES, MISSING = b"highwater.end", b"highwater.holes", b"highwater.missing"
 # Footer entry of the segment of zero rows at the end of a log that was closed.
 CLOSED = b"highwater.closed"
-# Only a segment smaller than this can be a gap; footers of larger ones are not read in search of gaps.
-GAP_MAX_BYTES = 8192
 LISTINGS = 5
 LISTING_PAUSE_SECONDS = 0.2
 
@@ -296,46 +294,20 @@ class LogReader:
             end = self.footer(newest).end_from(newest.base)
             found = [replace(s, end=end) if s is newest else s for s in found]
         kept, superfluous = chain_of_segments(found)
+        # What a merged segment is, its name says; only where there are holes its footer says more.
+        plain = {segment.path for segment in listed.segments if segment.end is None}
+        footers = {s.path: self.footer(s) for s in kept if listed.has_holes or s.path in plain or s is kept[-1]}
         origin = committed if committed is not None else found[0].base
         damage = ""
         if kept[0].base != origin:
             damage = f"it begins at offset {kept[0].base}, its origin is {origin}"
-        elif (hole := _first_break(kept) or self._first_short(kept, listed.segments)) is not None:
+        elif (hole := _first_break(kept, footers)) is not None:
             damage = f"no segment holds offset {hole}, though later ones are there"
-        gaps, holes, closed = self._without_rows(kept, listed.has_holes)
-        head = kept[-1].end
+        gaps, holes = _without_rows(kept, footers)
+        closed, head = footers[kept[-1].path].closes, kept[-1].end
         assert head is not None
         begun = committed is not None
         return Partition(tuple(kept), origin, head, gaps, holes, begun, continues, closed, tuple(superfluous), damage)
-
-    def _first_short(self, kept: Sequence[Segment], listed: Sequence[Segment]) -> int | None:
-        """Return the end of the first segment that ends below the next one: what lay between them was removed.
-
-        The name of a plain segment does not tell its end, so without this its neighbour would seem to reach as far.
-        """
-        plain = {segment.path for segment in listed if segment.end is None}
-        for segment in kept[:-1]:
-            if segment.path in plain and (end := self.footer(segment).end_from(segment.base)) < (segment.end or 0):
-                return end
-        return None
-
-    def _without_rows(
-        self, kept: Sequence[Segment], has_holes: bool
-    ) -> tuple[tuple[Range, ...], tuple[Range, ...], bool]:
-        gaps: list[Range] = []
-        holes: list[Range] = []
-        closed = False
-        for segment in kept:
-            if not (has_holes or segment is kept[-1] or segment.length < GAP_MAX_BYTES):
-                continue
-            footer = self.footer(segment)
-            # A copy that was put back over a segment that was read again meanwhile may say more than it covers now.
-            end = footer.end_from(segment.base) if segment.end is None else segment.end
-            if footer.is_gap:
-                gaps.append((segment.base, end))
-            holes += [(low, min(high, end)) for low, high in footer.holes or () if low < end]
-            closed = footer.closes
-        return tuple(gaps), tuple(holes), closed
 
     def _origin(self, entry: Entry) -> Origin:
         key = (entry.path, entry.modified_ms)
@@ -425,11 +397,34 @@ def chain_of_segments(found: Sequence[Segment]) -> tuple[list[Segment], list[Seg
     return kept, [s for s in ended if s not in kept]
 
 
-def _first_break(kept: Sequence[Segment]) -> int | None:
+def _first_break(kept: Sequence[Segment], footers: Mapping[str, Footer]) -> int | None:
+    """Return the first offset behind a segment that is not the base of the next one.
+
+    The name of a plain segment does not tell its end: where the segment behind it was removed, only its footer says so.
+    """
     for before, after in itertools.pairwise(kept):
-        if before.end != after.base:
-            return before.end
+        footer = footers.get(before.path)
+        end = before.end if footer is None else min(before.end or 0, footer.end_from(before.base))
+        if end != after.base:
+            return end
     return None
+
+
+def _without_rows(
+    kept: Sequence[Segment], footers: Mapping[str, Footer]
+) -> tuple[tuple[Range, ...], tuple[Range, ...]]:
+    """Return the accepted gaps and the holes that the footers tell of."""
+    gaps: list[Range] = []
+    holes: list[Range] = []
+    for segment in kept:
+        if (footer := footers.get(segment.path)) is None:
+            continue
+        # A copy that was put back over a segment that was read again meanwhile may say more than it covers now.
+        end = footer.end_from(segment.base) if segment.end is None else segment.end
+        if footer.is_gap:
+            gaps.append((segment.base, end))
+        holes += [(low, min(high, end)) for low, high in footer.holes or () if low < end]
+    return tuple(gaps), tuple(holes)
 
 
 def _within(ranges: Sequence[Range], start: int, end: int) -> int:

@@ -15,7 +15,6 @@ import pytest
 from engine.batch import build, events
 from engine.batch.events import WriteTyped
 from engine.domain import Domain, Stream, View, count
-from engine.storage import log
 from engine.storage.commit import Piece, commit, commit_empty, commit_origin, gap_segment, staged_pieces
 from engine.storage.log import MASTER, LogReader, MasterWentBack, Origin, Partition, segment_path, typed_root
 from engine.storage.versions import Manifest
@@ -201,10 +200,7 @@ def test_a_segment_removed_from_the_middle_is_missed(tmp_path: Path) -> None:
         events.extend_typed(fs, STREAM, writer(fs, []))
 
 
-def test_a_damaged_segment_in_the_middle_is_told_however_long_it_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(log, "GAP_MAX_BYTES", 0)
+def test_a_damaged_segment_in_the_middle_is_told_however_long_it_is(tmp_path: Path) -> None:
     fs = LocalFs(tmp_path)
     for start in (0, 10, 20):
         write(fs, MASTER, start, start + 10)
