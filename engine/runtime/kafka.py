@@ -131,15 +131,8 @@ class Reader:
 
         Where Kafka has passed the offset without a record (a transaction's marker is none), that is None.
         """
-        client = _connected(
-            KafkaConsumer,
-            self._settings,
-            self._timeout,
-            group_id=None,
-            enable_auto_commit=False,
+        client = self._consumer(
             auto_offset_reset="earliest",
-            allow_auto_create_topics=False,
-            isolation_level="read_committed",  # as Spark's source reads: what was aborted is no record
             max_partition_fetch_bytes=65_536,  # one record is wanted, and a larger one comes all the same
             request_timeout_ms=int(REQUEST_SECONDS * 1000),
         )
@@ -165,16 +158,7 @@ class Reader:
         Raises:
             KafkaUnreachable: they did not come in time.
         """
-        client = _connected(
-            KafkaConsumer,
-            self._settings,
-            self._timeout,
-            group_id=None,
-            enable_auto_commit=False,
-            auto_offset_reset="none",
-            allow_auto_create_topics=False,
-            isolation_level="read_committed",
-        )
+        client = self._consumer(auto_offset_reset="none")
         place, found = TopicPartition(topic, partition), []
         try:
             client.assign([place])
@@ -193,6 +177,19 @@ class Reader:
             raise _unreachable(self._settings, error) from error
         finally:
             client.close(autocommit=False, timeout_ms=1000)
+
+    def _consumer(self, **config: Any) -> KafkaConsumer:
+        """Connect a client that reads what Spark's source reads: what was aborted is no record."""
+        return _connected(
+            KafkaConsumer,
+            self._settings,
+            self._timeout,
+            group_id=None,
+            enable_auto_commit=False,
+            allow_auto_create_topics=False,
+            isolation_level="read_committed",
+            **config,
+        )
 
     def close(self) -> None:
         """Close the connection."""
