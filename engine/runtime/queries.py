@@ -68,40 +68,40 @@ class Queries:
     def run_once(self, ending: observe.Ending) -> None:
         """Run them until the stop signal, or until all have to be started anew; raises as `run`."""
         codes = {0}
-        running: list[tuple[Query, Any]] = []  # each with Spark's own query
+        queries: list[Query] = []
+        of_spark: list[Any] = []  # Spark's own query of each
 
         def start_missing() -> None:
-            there, now = [query.domain.name for query, _ in running], time.monotonic()
+            there, now = [query.domain.name for query in queries], time.monotonic()
             for domain in self.chosen:
                 if domain.name in there or self.left_out.get(domain.name, now) > now:
                     continue
                 self.left_out[domain.name] = now + LEFT_OUT_SECONDS
                 with observe.outcome(codes, self.faults, self.restarts):
                     query = self.make(domain, ending)
-                    running.append((query, query.start()))
+                    of_spark.append(query.start())
+                    queries.append(query)
                     del self.left_out[domain.name]
 
         def beat() -> None:
             self.beat()
             start_missing()
-            of_spark[:] = [spark for _, spark in running]
 
         start_missing()
-        if not running:
+        if not queries:
             sys.exit(observe.worst(codes))
-        of_spark = [spark for _, spark in running]
-        self.started([query for query, _ in running])
+        self.started(queries)
         try:
             observe.await_queries(of_spark, ending, beat)
         except self.anew as reason:
             _log.info("started anew", reason=str(reason))
         except self.faults:
-            failed = [query for query, spark in running if spark.exception()]
-            if len(failed) == len(running):
+            failed = [query for query, spark in zip(queries, of_spark, strict=True) if spark.exception()]
+            if len(failed) == len(queries):
                 raise
             with observe.outcome(codes, self.faults, self.restarts):
                 raise
             self.left_out |= {query.domain.name: time.monotonic() + LEFT_OUT_SECONDS for query in failed}
         finally:
-            for query, _ in running:
+            for query in queries:
                 query.close()
