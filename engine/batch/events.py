@@ -135,14 +135,16 @@ def _read(
     partitions: Mapping[str, Mapping[str, Partition]],
     ranges: Ranges,
 ) -> DataFrame:
-    paths = [
-        f"{url}{s.path}"
-        for (log_id, p), (start, end) in ranges.items()
-        for s in partitions[log_id][p].segments_between(start, end)
+    segments = [
+        s for (log_id, p), (start, end) in ranges.items() for s in partitions[log_id][p].segments_between(start, end)
     ]
-    if not paths:
+    if not segments:
         return spark.createDataFrame([], schema)
-    rows = spark.read.schema(schema).option("basePath", f"{url}{root}").parquet(*paths)
+    rows = spark.read.schema(schema).option("basePath", f"{url}{root}").parquet(*(f"{url}{s.path}" for s in segments))
+    for segment in segments:
+        if not segment.whole:
+            here = F.col("_metadata.file_path").endswith(segment.path)
+            rows = rows.where(~here | (F.col("offset") < F.lit(segment.end)))
     wanted = " ".join(
         f"WHEN '{log_id}/{p}' THEN `offset` >= {start} AND `offset` < {end}"
         for (log_id, p), (start, end) in ranges.items()

@@ -144,12 +144,15 @@ class Mirror:
         """Close the present log of a topic and begin the next, each partition where Kafka's log and ours part.
 
         Returns:
-            Partition → its origin in the new log and what that continues.
+            Partition → its origin in the new log and what that continues; empty where Kafka continues the present log,
+            which stays: closing it would take back what the stream has counted beyond its head.
         """
         present = self.logs[topic]
         following = log.next_log(present)
-        partitions = self.reader.sound([topic])[topic].get(present, {})
-        for p, partition in partitions.items():
+        partitions = self.reader.sound([topic])
+        if not self._has_ended(topic, partitions):
+            return {}
+        for p, partition in partitions[topic].get(present, {}).items():
             self._close((topic, present, p), partition)
         stored = lineages({topic: present}, self.reader.sound([topic]))
         state = self._state()
@@ -163,6 +166,17 @@ class Mirror:
         if not begin_log(self.fs, topic, following, origins):
             raise StartAgain(f"topic '{topic}': log {following} was begun by somebody else")
         return origins
+
+    def _has_ended(self, topic: str, partitions: Partitions) -> bool:
+        """True if ingest would refuse to go on in the present log of a topic."""
+        if any(partition.closed for partition in partitions[topic].get(self.logs[topic], {}).values()):
+            return True
+        found = verdicts(self.fs, self.kafka, lineages({topic: self.logs[topic]}, partitions), self._state())
+        try:
+            check_continuity(topic, by_topic(found).get(topic, {}), self.domain.name)
+        except LogReplaced:
+            return True
+        return False
 
     def _close(self, place: Place, partition: log.Partition) -> None:
         while not partition.closed:

@@ -44,9 +44,11 @@ def repair(chosen: Sequence[Domain], settings: Settings, new_log: str | None, ac
         )
     if new_log and owner is not None:
         mirror = opened(owner, settings, kafka.consumer(settings))
-        closed = mirror.logs[new_log]
-        origins = mirror.new_log(new_log)
-        print(f"topic '{new_log}': log {closed} is closed, {log.next_log(closed)} begins:")
+        present = mirror.logs[new_log]
+        if origins := mirror.new_log(new_log):
+            print(f"topic '{new_log}': log {present} is closed, {log.next_log(present)} begins:")
+        else:
+            print(f"topic '{new_log}': Kafka continues log {present}, nothing is to be done")
         for p, origin in sorted(origins.items(), key=lambda item: int(item[0])):
             print(f"  partition {p} at offset {origin.offset}: {PROOFS[origin.proof]}")
     for domain in chosen if accept_gaps else ():

@@ -15,11 +15,12 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import structlog
 
 from engine.storage.commit import range_footer
-from engine.storage.log import STAGING, LogReader, Partition, Segment, each, partition_folder
+from engine.storage.log import STAGING, LogReader, Partition, Segment, each, opened, partition_folder
 
 SETTLED_SECONDS = 3600.0
 STAGING_SECONDS = 1200.0
@@ -97,7 +98,9 @@ def _merge(fs: Any, reader: LogReader, folder: str, run: list[Segment]) -> int:
     for segment in run:
         if reader.footer(segment).rows == 0 and segment is not run[-1]:
             continue  # all holes; its columns are not those of the others
-        table = fs.open_parquet(segment.path).read()
+        table = opened(fs, segment.path).read()
+        if not segment.whole:
+            table = table.filter(pc.less(table["offset"], segment.end))
         rows += table.num_rows
         if table.num_rows == 0 and writer is not None:
             continue
@@ -105,7 +108,12 @@ def _merge(fs: Any, reader: LogReader, folder: str, run: list[Segment]) -> int:
         table = table.replace_schema_metadata(None)
         writer = writer or pq.ParquetWriter(out, table.schema, compression="zstd")
         writer.write_table(table, row_group_size=ROW_GROUP)
-    missing = [hole for segment in run for hole in reader.footer(segment).holes or ()]
+    missing = [
+        (low, min(high, segment.end or 0))
+        for segment in run
+        for low, high in reader.footer(segment).holes or ()
+        if low < (segment.end or 0)
+    ]
     if writer is not None:
         if missing:
             writer.add_key_value_metadata(range_footer(base, end, missing))
@@ -146,7 +154,7 @@ def _delete_superfluous(fs: Any, reader: LogReader, partition: Partition) -> int
         end = reader.footer(segment).end_from(segment.base)
         holding = partition.segments_between(segment.base, end)
         whole = bool(holding) and holding[0].base <= segment.base and (holding[-1].end or 0) >= end
-        if whole and all(reader.footer(s).end_from(s.base) == s.end for s in holding):
+        if whole and all(reader.footer(s).end_from(s.base) >= (s.end or 0) for s in holding):
             fs.delete(segment.path)
             gone += 1
         else:

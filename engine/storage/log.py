@@ -94,13 +94,18 @@ class FileSystem(Protocol):
 
 @dataclass(frozen=True)
 class Segment:
-    """A committed file: offsets [base, end); end is None where only the footer knows it (the newest file)."""
+    """A committed file: offsets [base, end); end is None where only the footer knows it (the newest file).
+
+    Args:
+        whole: what the file holds ends there; otherwise it holds more, which other segments hold, too.
+    """
 
     path: str
     base: int
     end: int | None
     length: int
     modified_ms: int = 0
+    whole: bool = True
 
 
 @dataclass(frozen=True)
@@ -296,13 +301,22 @@ class LogReader:
         kept, superfluous = chain_of_segments(found)
         # What a merged segment is, its name says; only where there are holes its footer says more.
         plain = {segment.path for segment in listed.segments if segment.end is None}
-        footers = {s.path: self.footer(s) for s in kept if listed.has_holes or s.path in plain or s is kept[-1]}
+
+        def footers_of_kept() -> dict[str, Footer]:
+            return {s.path: self.footer(s) for s in kept if listed.has_holes or s.path in plain or s is kept[-1]}
+
+        footers = footers_of_kept()
+        if self.root == MASTER and _first_break(kept, footers):  # a derived log is made again instead
+            kept, superfluous = overlapping_segments(
+                [replace(s, end=self.footer(s).end_from(s.base)) if s.path in plain else s for s in found]
+            )
+            footers = footers_of_kept()
         origin = committed if committed is not None else found[0].base
         damage = ""
         if kept[0].base != origin:
             damage = f"it begins at offset {kept[0].base}, its origin is {origin}"
-        elif (hole := _first_break(kept, footers)) is not None:
-            damage = f"no segment holds offset {hole}, though later ones are there"
+        else:
+            damage = _first_break(kept, footers)
         gaps, holes = _without_rows(kept, footers)
         closed, head = footers[kept[-1].path].closes, kept[-1].end
         assert head is not None
@@ -397,17 +411,35 @@ def chain_of_segments(found: Sequence[Segment]) -> tuple[list[Segment], list[Seg
     return kept, [s for s in ended if s not in kept]
 
 
-def _first_break(kept: Sequence[Segment], footers: Mapping[str, Footer]) -> int | None:
-    """Return the first offset behind a segment that is not the base of the next one.
+def overlapping_segments(found: Sequence[Segment]) -> tuple[list[Segment], list[Segment]]:
+    """Choose as `chain_of_segments` among segments whose ends are known, some of which are cut short.
+
+    Copies that were put back may overlap what was read again from Kafka meanwhile: the same rows, in other pieces.
+    """
+    bases = sorted({s.base for s in found})
+    uses = [
+        replace(s, end=end, whole=end == s.end)
+        for s in found
+        for end in (*bases[bisect.bisect_right(bases, s.base) : bisect.bisect_left(bases, s.end or 0)], s.end)
+    ]
+    kept, _ = chain_of_segments(uses)
+    paths = {s.path for s in kept}
+    return kept, [s for s in found if s.path not in paths]
+
+
+def _first_break(kept: Sequence[Segment], footers: Mapping[str, Footer]) -> str:
+    """Say where a segment does not end at the base of the next one.
 
     The name of a plain segment does not tell its end: where the segment behind it was removed, only its footer says so.
     """
     for before, after in itertools.pairwise(kept):
-        footer = footers.get(before.path)
-        end = before.end if footer is None else min(before.end or 0, footer.end_from(before.base))
-        if end != after.base:
-            return end
-    return None
+        footer = footers.get(before.path) if before.whole else None
+        end = footer.end_from(before.base) if footer else before.end or 0
+        if end < after.base:
+            return f"no segment holds offset {end}, though later ones are there"
+        if end > after.base:
+            return f"two segments hold offset {after.base}"
+    return ""
 
 
 def _without_rows(
@@ -419,8 +451,7 @@ def _without_rows(
     for segment in kept:
         if (footer := footers.get(segment.path)) is None:
             continue
-        # A copy that was put back over a segment that was read again meanwhile may say more than it covers now.
-        end = footer.end_from(segment.base) if segment.end is None else segment.end
+        end = footer.end_from(segment.base) if segment.end is None else segment.end  # less, where it is cut short
         if footer.is_gap:
             gaps.append((segment.base, end))
         holes += [(low, min(high, end)) for low, high in footer.holes or () if low < end]

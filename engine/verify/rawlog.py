@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 import hdfs_native
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 
@@ -127,6 +128,7 @@ class RawLog:
         """Read one partition up to `end`; segments must meet, and what follows the last one comes from Kafka."""
         at = self.account.origins[place] = self._origin(place, end)
         visited: set[str] = set()
+        base, before = 0, None  # of what reached furthest
         while at < end:
             segment = self._segment_at(place, at, visited)
             if segment is None:
@@ -143,14 +145,19 @@ class RawLog:
             except FileNotFoundError:
                 self._list_again(place, segment)
                 continue
-            if segment.base < at and place not in self._listed_again:
+            # Copies that were put back may overlap what was read again meanwhile: the same rows, in other pieces.
+            agree = before is not None and segment.base >= base and _agree(before, content, segment.base)
+            if segment.base < at and place not in self._listed_again and not agree:
                 self._fault(place, segment.base, at, f"{segment.path} overlaps an earlier segment")
+            if before is None or content.end > before.end:
+                base, before = segment.base, content
             self.account.segments.append(segment.path)
             if content.is_gap:
                 self.account.gaps.setdefault(place, []).append((at, min(content.end, end)))
             else:
                 self._check_range(place, segment, content)
-                yield from self._in_order(place, content.rows, at, min(content.end, end), bool(content.holes))
+                if content.end > at:
+                    yield from self._in_order(place, content.rows, at, min(content.end, end), bool(content.holes))
             at = max(at, content.end)
         self._check_strays(place, min(at, end), visited)
 
@@ -163,8 +170,8 @@ class RawLog:
         return self._kafka_start(place) if end and self._is_present(place) else 0
 
     def _segment_at(self, place: Place, at: int, visited: set[str]) -> Segment | None:
-        """The newest unread segment that begins at or before an offset and may hold it."""
-        for segment in reversed(self.found.get(place, ())):
+        """The first unread segment that begins at or before an offset and may hold it."""
+        for segment in self.found.get(place, ()):
             if segment.base <= at and segment.path not in visited and (segment.end is None or segment.end > at):
                 return segment
         return None
@@ -198,8 +205,7 @@ class RawLog:
     def _check_range(self, place: Place, segment: Segment, content: Content) -> None:
         offsets = content.rows["offset"].to_numpy()
         inside = not len(offsets) or (offsets[0] >= segment.base and offsets[-1] < content.end)
-        following = min((s.base for s in self.found[place] if s.base > segment.base), default=content.end)
-        named = segment.end if segment.end is not None else min(following, content.end)
+        named = segment.end if segment.end is not None else content.end
         if not inside or content.end != named or content.end - segment.base - len(offsets) != content.holes:
             self._fault(place, segment.base, content.end, f"{segment.path} holds other offsets than it says")
 
@@ -407,6 +413,13 @@ def read_segment(client: hdfs_native.Client, path: str, base: int) -> Content:
     end = int(told.get(b"highwater.end", base + len(rows)))
     is_gap = not len(rows) and b"highwater.end" in told and b"highwater.holes" not in told
     return Content(rows, end, int(told.get(b"highwater.holes", 0)), is_gap)
+
+
+def _agree(earlier: Content, later: Content, base: int) -> bool:
+    """True if two segments hold the same rows from `base`, where the later one begins, up to where one of them ends."""
+    offsets = pc.field("offset")
+    common = (offsets >= base) & (offsets < min(earlier.end, later.end))
+    return bool(earlier.rows.filter(common).equals(later.rows.filter(common)))
 
 
 def _held(milliseconds: int) -> int:

@@ -294,22 +294,34 @@ def operator_at_work(world: World) -> Callable[[Process], None]:
 
 
 def restore(world: World) -> None:
-    """Put raw segments back from a copy, except where ingest has read their offsets again meanwhile."""
+    """Put raw segments back from a copy, except where ingest has read all of their offsets again, or put on record that
+    some are lost."""
     for path, (data, _) in world.broken.items():
-        if not _read_again(world, path):
+        is_left = path in world.files and data.startswith(world.files[path][0])
+        if is_left or not _read_again(world, path, data):
             world.files[path] = data, world.now_ms
     world.broken.clear()
 
 
-def _read_again(world: World, path: str) -> bool:
+def _read_again(world: World, path: str, data: bytes) -> bool:
     folder, _, name = path.rpartition("/")
-    for other, (there, _) in world.files.items():
+    at, end = int(name[:20]), covered_end(world, int(name[:20]), data)
+    for other in sorted(world.files):
+        there = world.files[other][0]
         is_left = other in world.broken and world.broken[other][0].startswith(there)
-        if other.startswith(f"{folder}/0") and not is_left:
-            base = int(other.rpartition("/")[2][:20])
-            if base <= int(name[:20]) < covered_end(world, base, there):
-                return True
-    return False
+        if not other.startswith(f"{folder}/0") or is_left:
+            continue
+        base = int(other.rpartition("/")[2][:20])
+        covered, footer = covered_end(world, base, there), world.parsed(there).metadata
+        if (
+            footer.num_rows < covered - base
+            and b"highwater.holes" not in footer.metadata
+            and base < end
+            and at < covered
+        ):
+            return True
+        at = max(at, covered) if base <= at else at
+    return at >= end
 
 
 def covered_end(world: World, base: int, data: bytes) -> int:
@@ -564,7 +576,8 @@ def rows_of(fs: Hdfs, partition: Partition, start: int, end: int, columns: list[
         except pa.ArrowInvalid as error:
             raise StartAgain(f"{segment.path}: {error}") from error
         if file.metadata.num_rows:
-            found += [r for r in file.read(columns=columns).to_pylist() if start <= r["offset"] < end]
+            below = min(end, segment.end if segment.end is not None else end)
+            found += [r for r in file.read(columns=columns).to_pylist() if start <= r["offset"] < below]
     return found
 
 

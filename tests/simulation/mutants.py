@@ -128,7 +128,7 @@ def a_wider_name_covers_whatever_begins_inside_it(patch: pytest.MonkeyPatch) -> 
         return len(partition.superfluous)
 
     patch.setattr(log, "chain_of_segments", chosen)
-    patch.setattr(log, "_first_break", lambda *_: None)
+    patch.setattr(log, "_first_break", lambda *_: "")
     patch.setattr(compact, "_delete_superfluous", delete_all)
     real = compact._merge
 

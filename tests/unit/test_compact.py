@@ -13,7 +13,7 @@ import pytest
 
 from engine.storage import compact
 from engine.storage.commit import Piece, commit, gap_segment, staged_pieces
-from engine.storage.log import STAGING, LogReader, segment_path
+from engine.storage.log import STAGING, DamagedSegment, LogReader, segment_path
 from engine.verify import rawlog
 from tests.unit.localfs import LocalFs
 
@@ -193,6 +193,29 @@ def test_a_paused_compaction_does_not_publish_over_what_others_merged(tmp_path: 
     with pytest.raises(FileNotFoundError):
         compact._merge(fs, reader, folder, run)
     assert rows_of_ours(fs) == list(range(205))
+
+
+def test_copies_that_overlap_what_was_read_again_are_merged_once(tmp_path: Path) -> None:
+    """Of [0, 30) and [30, 50) copies were put back; [1, 80) and what follows were read again meanwhile."""
+    fs = LocalFs(tmp_path)
+    for first, end in ((0, 30), (30, 50), (1, 80), *((first, first + 10) for first in range(80, 150, 10))):
+        put(fs, first, end)
+    put(fs, 150, 155, age=10)
+    partition = LogReader(fs).partitions([TOPIC])[TOPIC][LOG]["0"]
+    assert [(s.base, s.end, s.whole) for s in partition.segments[:3]] == [(0, 1, False), (1, 80, True), (80, 90, True)]
+    assert (partition.damage, partition.rows_between(0, 155)) == ("", 155)
+    assert compact.compact(fs, ROOT, [TOPIC]) == 10
+    assert names(fs) == [f"{0:020d}-{150:020d}.parquet", f"{150:020d}.parquet"]
+    assert rows_of_ours(fs) == rows_of_others(fs) == list(range(155))
+
+
+def test_a_damaged_segment_that_is_to_be_merged_is_named(tmp_path: Path) -> None:
+    fs = a_log(tmp_path)
+    reader = LogReader(fs)
+    run = list(reader.partitions([TOPIC])[TOPIC][LOG]["0"].segments[:16])
+    fs._at(run[3].path).write_bytes(b"PAR1 no more")
+    with pytest.raises(DamagedSegment, match="is damaged"):
+        compact._merge(fs, reader, run[0].path.rpartition("/")[0], run)
 
 
 def test_a_partition_with_a_hole_in_it_is_damaged_and_nothing_of_it_is_deleted(tmp_path: Path) -> None:

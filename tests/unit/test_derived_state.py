@@ -407,3 +407,22 @@ def test_the_number_of_a_chain_never_comes_back(fs: LocalFs) -> None:
     assert chains.begin(fs, SHOP, 1, 0, {}, {}, "now") is None, "of a paused process"
     assert chains.begin(fs, SHOP, 2, 0, {}, {}, "now") is None
     assert chains.next_number(fs, "tiny") == 3
+
+
+def test_copies_that_overlap_what_was_read_again_count_each_offset_once(fs: LocalFs, run: Run) -> None:
+    """Segments were lost, ingest read their offsets again in other pieces, and an operator put the copies back."""
+    orders = [("north", n) for n in range(9)]
+    ingest(fs, 0, *orders[:3])
+    ingest(fs, 3, *orders[3:5])
+    first = segment_path(MASTER, "orders", "L", "0", 0)
+    copy = fs.read(first)
+    fs.delete(first)
+    ingest(fs, 0, orders[0])
+    ingest(fs, 1, *orders[1:8])
+    ingest(fs, 8, orders[8])
+    fs.delete(first)
+    fs.create(first, copy)
+    assert run().events == 9
+    assert run(full=True, typed=True).events == 9
+    names = [int(entry.name[:20]) for entry in fs.list(first.rpartition("/")[0]) if entry.name.endswith(".parquet")]
+    assert names == [0, 1, 8], "the copy that others hold whole went away"

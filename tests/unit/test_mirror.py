@@ -225,6 +225,13 @@ def filled(world: World, records: int = 1000) -> Mirror:
     return mirror
 
 
+def replaced(world: World) -> None:
+    """Close the present log, and begin another one, though Kafka has lost nothing."""
+    mirror = Mirror(world.fs, world.kafka, SHOP)
+    mirror._close((TOPIC, mirror.logs[TOPIC], "0"), world.partitions(mirror.logs[TOPIC])["0"])
+    mirror.new_log(TOPIC)
+
+
 def test_a_partition_that_was_cut_goes_on_where_it_was_cut_and_the_others_at_their_heads(world: World) -> None:
     filled(world)
     world.kafka.cut(TOPIC, 0, 990)
@@ -316,7 +323,20 @@ def test_a_partition_of_which_kafka_holds_nothing_that_is_stored_goes_on_unprove
     filled(world)
     world.kafka.append(TOPIC, 0, 10)
     world.kafka.forget(TOPIC, 0, 1000)
+    world.kafka.cut(TOPIC, 1, 990)
     assert Mirror(world.fs, world.kafka, SHOP).new_log(TOPIC)["0"] == Origin(1000, "id1", "unproven")
+
+
+@pytest.mark.parametrize("forgotten", [0, 1000])
+def test_a_log_that_kafka_continues_is_not_closed(world: World, forgotten: int) -> None:
+    """An operator may be told twice, by two processes, and do it twice."""
+    filled(world)
+    world.kafka.append(TOPIC, 0, 10)
+    world.kafka.forget(TOPIC, 0, forgotten)
+    assert Mirror(world.fs, world.kafka, SHOP).new_log(TOPIC) == {}
+    assert not any(partition.closed for partition in world.partitions("id1").values())
+    world.mirror_all(world.ingest())
+    assert len(world.rows()) == 2010
 
 
 def test_a_record_that_retention_takes_while_it_is_asked_for_is_no_other_log(world: World) -> None:
@@ -409,12 +429,8 @@ def test_a_staged_file_that_went_away_is_no_hole(world: World) -> None:
 def test_a_writer_that_was_paused_while_its_log_was_closed_adds_nothing_to_it(world: World) -> None:
     paused = filled(world)
     world.kafka.append(TOPIC, 0, 5)
-
-    def operator() -> None:
-        Mirror(world.fs, world.kafka, SHOP).new_log(TOPIC)
-
     with pytest.raises(StartAgain, match="closed, a new one begins"):
-        world.mirror_all(paused, operator)
+        world.mirror_all(paused, lambda: replaced(world))
     world.mirror_all(world.ingest())
     assert len(world.rows()) == len({(p, o) for _, p, o in world.rows()}) == 2005
 
@@ -531,7 +547,7 @@ def test_a_log_that_was_closed_under_the_stream_is_noticed(world: World) -> None
     filled(world, 10)
     stream = world.stream()
     stream.check_topics()
-    Mirror(world.fs, world.kafka, SHOP).new_log(TOPIC)
+    replaced(world)
     with pytest.raises(NewChain, match="log id1 was closed"):
         stream.check_topics()
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from datetime import date, datetime
 from decimal import Decimal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import duckdb
@@ -33,9 +34,11 @@ from engine.verify.compare import (
     same,
     view_differences,
 )
-from engine.verify.rawlog import Account, Segment, visible
+from engine.verify.rawlog import Account, RawLog, Segment, visible
 from engine.verify.recompute import BadQuestion, Distinct, moment, question_of, view_rows
 from engine.verify.recount import load, open_database
+from tests.unit.localfs import LocalFs
+from tests.unit.test_reports import ingest
 
 ENGINE = Path(verify.__file__).parent
 OURS = {"__main__", "compare", "rawlog", "recompute", "recount"}
@@ -489,3 +492,33 @@ def test_a_proof_request_that_cannot_be_read_exits_2(
     monkeypatch.setattr("sys.stdin", io.StringIO(text))
     assert main(["--proof"]) == 2
     assert capsys.readouterr().err.startswith("verify: ")
+
+
+class Client:
+    """What `RawLog` asks of hdfs-native, over a folder."""
+
+    def __init__(self, fs: LocalFs) -> None:
+        self.fs = fs
+
+    def list_status(self, path: str, recursive: bool) -> list[Any]:
+        found = self.fs.list(path, recursive)
+        return [SimpleNamespace(path=e.path, isdir=e.is_folder, modification_time=e.modified_ms) for e in found]
+
+    def read(self, path: str) -> io.BytesIO:
+        return io.BytesIO(self.fs.read(path))
+
+
+@pytest.mark.parametrize("price", [1, 7])
+def test_segments_that_overlap_are_read_once_and_must_hold_the_same_rows(tmp_path: Path, price: int) -> None:
+    """A copy of [0, 3) was put back after its offsets were read again as [0, 1) and [1, 5)."""
+    fs = LocalFs(tmp_path)
+    ingest(fs, 0, *[("north", 1)] * 3)
+    ingest(fs, 1, ("north", 1), ("north", price), ("north", 1), ("north", 1))
+    raw = object.__new__(RawLog)
+    raw._client, raw.end, raw.topics = Client(fs), {"orders": {"L": {"0": 5}}}, frozenset(("orders",))  # type: ignore[assignment]
+    raw.found, raw.begun, raw._listed_again, raw.account = {}, {}, set(), Account()
+    raw._list("orders")
+    assert [o for _, rows in raw.chunks() for o in rows["offset"].to_pylist()] == [0, 1, 2, 3, 4]
+    assert [fault.partition("): ")[2].rpartition("/")[2] for fault in raw.account.faults] == (
+        [f"{1:020d}.parquet overlaps an earlier segment"] if price != 1 else []
+    )
