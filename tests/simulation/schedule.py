@@ -242,7 +242,10 @@ class Schedule:
         assert said in possible, f"{said} answered at {snapshot.as_of}, counted {sorted(possible)}"
 
     def does_not_go_back(self, snapshot: Snapshot) -> None:
-        """Coverage falls only where Kafka lost what was covered, or an operator chose another version."""
+        """Coverage falls only where Kafka lost a part of the topic, or an operator chose another version.
+
+        A log is closed with all of its partitions, so that what the stream counted beyond their heads is counted anew.
+        """
         before = self.serving.snapshot
         if before is None or any(name.startswith(f"{versions.SERVED}/") for name in self.world.files):
             return
@@ -252,7 +255,7 @@ class Schedule:
                 stem = lg.partition(".")[0]
                 logs = snapshot.coverage.get(TOPIC, {}).items()
                 now = max([self.origin(lg, p), *(by.get(p, 0) for log, by in logs if log.partition(".")[0] == stem)])
-                lost = stem != kafka or len(self.truth.lives(kafka, p)) > 1
+                lost = stem != kafka or any(partition.lives for partition in self.truth.partitions[kafka].values())
                 assert now >= end or lost, f"log {lg} partition {p} was covered up to {end}, now {now}"
 
     def origin(self, lg: str, p: str) -> int:
