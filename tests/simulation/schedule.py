@@ -230,7 +230,8 @@ class Schedule:
                 left_out = [[], gaps, [(low, min(high, horizon)) for low, high in gaps]]
                 found = []
                 for life in self.truth.lives(lg.partition(".")[0], p):
-                    for rows in ({**{o: v for o, v in life.items() if o >= head}, **stored}, {**stored, **life}):
+                    # Epochs may have counted a log whose holes are records of the one that followed it unnoticed.
+                    for rows in ({**{o: v for o, v in life.items() if o >= head}, **stored}, {**stored, **life}, life):
                         below = {o: v for o, v in rows.items() if begin <= o < end}
                         found += [totals(below, gaps) for gaps in left_out[: 3 if gaps else 1]]
                         if gaps:
