@@ -470,6 +470,7 @@ MOVES: dict[str, Callable[[Schedule], Any]] = {
     "raw": Schedule.raw,
     "manifest": lambda s: s.damage("/data/batch_views/_versions/"),
     "typed": lambda s: remove(s.world, EVENTS),
+    "typed file": lambda s: s.damage(EVENTS),
     "overtake": Schedule.overtake,
     "retype": lambda s: layers.events.forget_typed(Hdfs(s.world), layers.DOMAIN),
 }
