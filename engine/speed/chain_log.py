@@ -34,6 +34,7 @@ from engine.storage.log import (
     each,
     offset_in,
     overlay,
+    position,
     present_log,
     typed_root,
 )
@@ -491,9 +492,14 @@ def _proved(
 ) -> tuple[Partitions, dict[str, TopicState], dict[str, str]]:
     """Return raw logs, Kafka's state, present logs, once all origins are there and Kafka continues what is stored."""
     deadline = time.monotonic() + ORIGIN_PATIENCE_SECONDS
+    reader = LogReader(fs)
     while True:
-        raw = LogReader(fs).sound(domain.topics)
+        heads = reader.heads(domain.topics)
         state = kafka.state(domain.topics)
+        raw = reader.sound(domain.topics)
+        # What was mirrored before Kafka was asked, and lost by it, would not be compared if only the heads were known.
+        if position(raw, lambda partition: partition.head) != heads:
+            continue
         if absent := [topic for topic in domain.topics if topic not in state]:
             raise StartAgain(f"Kafka has no topic '{absent[0]}' at this moment")
         logs = present_logs(fs, state)

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import json
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -337,6 +337,24 @@ def test_a_log_that_kafka_continues_is_not_closed(world: World, forgotten: int) 
     assert not any(partition.closed for partition in world.partitions("id1").values())
     world.mirror_all(world.ingest())
     assert len(world.rows()) == 2010
+
+
+def test_a_stream_that_stood_still_while_its_log_was_mirrored_and_lost_compares_what_was_stored(world: World) -> None:
+    """It has listed an empty log; then ingest mirrors, Kafka loses its disk, and goes on beyond the head."""
+    world.kafka.append(TOPIC, 0, 5)
+    mirror = world.ingest()
+    real = world.kafka.state
+
+    def meanwhile(topics: Iterable[str]) -> Any:
+        world.kafka.state = real  # type: ignore[method-assign]
+        world.mirror_all(mirror)
+        world.kafka.lose_disk(TOPIC)
+        world.kafka.append(TOPIC, 0, 9)
+        return real(topics)
+
+    world.kafka.state = meanwhile  # type: ignore[method-assign]
+    with pytest.raises(LogReplaced, match="Kafka's record at 4 is not the stored row"):
+        world.stream()
 
 
 def test_a_record_that_retention_takes_while_it_is_asked_for_is_no_other_log(world: World) -> None:
