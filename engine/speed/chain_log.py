@@ -21,7 +21,15 @@ from engine.runtime.observe import StartAgain
 from engine.storage import chains, derived, log, versions
 from engine.storage.chains import HOLE, KEYS, KEYS_TYPE, Chain, Epoch
 from engine.storage.commit import OffsetGap
-from engine.storage.continuity import DataExpired, by_topic, check_continuity, lineages, present_logs, verdicts
+from engine.storage.continuity import (
+    DataExpired,
+    by_topic,
+    check_continuity,
+    filled_holes,
+    lineages,
+    present_logs,
+    verdicts,
+)
 from engine.storage.derived import Damaged
 from engine.storage.log import (
     DamagedSegment,
@@ -571,10 +579,15 @@ def _lost(
             if logs.get(topic) == lg:
                 stamps[topic, int(p)] = stamp
     live = kafka.records_at({place: stamp[0] for place, stamp in stamps.items()}) if stamps else {}
-    # An epoch may end with offsets that had no record; if the last one has one now, the log was cut there.
-    ends = {(t, int(p)): end - 1 for t, lg, p, end in each(epochs[-1].end if epochs else {}) if logs.get(t) == lg}
-    behind = {place: o for place, o in ends.items() if place in stamps and o > stamps[place][0]}
-    filled = kafka.records_at(behind) if behind else {}
+    # A chain may end with offsets that had no record, or have counted no others; if one has a record now, the log was
+    # cut there.
+    holes = {}
+    for topic, lg, p, end in each(epochs[-1].end if epochs else {}):
+        if logs.get(topic) == lg:
+            origin = offset_in(chain.origins, topic, lg, p, 0)
+            last = stamps.get((topic, int(p)), [offset_in(chain.start, topic, lg, p, origin) - 1])[0]
+            holes[topic, int(p)] = range(last + 1, end)
+    filled = filled_holes(kafka, holes)
     for topic, lg, p, end in each(epochs[-1].end if epochs else chain.start):
         if topic not in logs:
             continue
