@@ -273,9 +273,9 @@ def ingest(
 
 
 def operator(world: World, advice: Callable[[], object]) -> None:
-    """Somebody does what the fault's message says, after a while."""
+    """Somebody does what the fault's message says, after a while; the command may name another fault by then."""
     world.rest(60)
-    with suppress(VersionUnknown, *AGAIN):
+    with suppress(VersionUnknown, MasterWentBack, *AGAIN):
         advice()
 
 
