@@ -579,14 +579,14 @@ def _lost(
             if logs.get(topic) == lg:
                 stamps[topic, int(p)] = stamp
     live = kafka.records_at({place: stamp[0] for place, stamp in stamps.items()}) if stamps else {}
-    # A chain may end with offsets that had no record, or have counted no others; if one has a record now, the log was
-    # cut there.
+    # The epochs that are there may end with offsets that had no record, or cover no others of a partition; if one has a
+    # record now, the log was cut there.
     holes = {}
     for topic, lg, p, end in each(epochs[-1].end if epochs else {}):
         if logs.get(topic) == lg:
             origin = offset_in(chain.origins, topic, lg, p, 0)
-            last = stamps.get((topic, int(p)), [offset_in(chain.start, topic, lg, p, origin) - 1])[0]
-            holes[topic, int(p)] = range(last + 1, end)
+            first = offset_in(epochs[0].start, topic, lg, p, origin)
+            holes[topic, int(p)] = range(stamps.get((topic, int(p)), [first - 1])[0] + 1, end)
     filled = filled_holes(kafka, holes)
     for topic, lg, p, end in each(epochs[-1].end if epochs else chain.start):
         if topic not in logs:

@@ -235,9 +235,14 @@ class Schedule:
                         below = {o: v for o, v in rows.items() if begin <= o < end}
                         found += [totals(below, gaps) for gaps in left_out[: 3 if gaps else 1]]
                         if gaps:
-                            found.append(
-                                totals({o: v for o, v in below.items() if not any(a <= o < b for a, b in gaps)})
+                            without = {o: v for o, v in below.items() if not any(a <= o < b for a, b in gaps)}
+                            found.append(totals(without))
+                            # And a batch run below the horizon without the keys that epochs above it know.
+                            by_batch = totals({o: v for o, v in without.items() if o < horizon})
+                            both, part = (
+                                totals({o: v for o, v in below.items() if o < e}, gaps) for e in (end, horizon)
                             )
+                            found.append(tuple(a + b - c for a, b, c in zip(by_batch, both, part, strict=True)))
                 choices.append(list(dict.fromkeys(found)))
         possible = {(sum(e for e, _ in one), sum(a for _, a in one)) for one in itertools.product(*choices)}
         assert said in possible, f"{said} answered at {snapshot.as_of}, counted {sorted(possible)}"

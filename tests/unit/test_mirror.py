@@ -312,6 +312,18 @@ def test_a_chain_that_counted_markers_alone_is_not_continued_where_they_became_r
     assert (stream.chain.number, stream.next_offsets()[TOPIC, 0]) == (2, 0)
 
 
+def test_a_chain_whose_epochs_with_records_were_pruned_has_lost_nothing(world: World) -> None:
+    world.ingest()
+    stream = world.stream()
+    world.kafka.append(TOPIC, 0, 3)
+    epoch_of(world, stream)
+    world.kafka.append_holes(TOPIC, 0, 2)
+    epoch_of(world, stream)
+    raw, state = LogReader(world.fs).sound([TOPIC]), world.kafka.state([TOPIC])
+    for there in (stream.epochs, stream.epochs[1:]):
+        assert chain_log._lost(stream.chain, there, stream.logs, raw, stream.chain.start, world.kafka, state) == {}
+
+
 def test_a_cut_partition_whose_last_common_offset_is_a_marker_now_is_another_log_from_there_on(world: World) -> None:
     filled(world, 10)
     world.kafka.cut(TOPIC, 0, 6)
