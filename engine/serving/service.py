@@ -152,9 +152,17 @@ class Service:
         topics = [topic for domain in self.domains for topic in domain.topics]
         if self._admin is None:
             self._admin = kafka.admin(self.settings)
-        asked = self.clock()
+        asked, shown = self.clock(), {name: loader.current for name, loader in self.loaders.items()}
         self._ids = kafka.topic_ids(self._admin, topics)
         ranges = kafka.log_ranges(self._admin, topics)
+        ends = {
+            topic: (self._ids[topic], {p: end for p, (_, end) in by.items()})
+            for topic, by in ranges.items()
+            if topic in self._ids
+        }
+        for name, loader in self.loaders.items():
+            if isinstance(loader, Loader):
+                loader.note(shown.get(name), ends)
         for watch in self.watches.values():
             watch.note(asked, self._ids, ranges)
         self.heard["Kafka"] = self.clock()

@@ -107,6 +107,10 @@ class Pair:
         return sum(offset for logs in self.coverage.values() for parts in logs.values() for offset in parts.values())
 
 
+# Topic → its id and, by partition, the end of Kafka's log.
+KafkaEnds = Mapping[str, tuple[str, Mapping[int, int]]]
+
+
 @dataclass
 class Loader:
     """Finds and reads what to serve for one domain; used by one thread."""
@@ -127,9 +131,14 @@ class Loader:
     _pinned: int | None = None
     _unfit_since: float | None = None
     _said: set[str] = field(default_factory=set)
+    _kafka: tuple[Snapshot | None, KafkaEnds] = field(default_factory=lambda: (None, {}))
 
     def __post_init__(self) -> None:
         self._reader = Epochs(self.fs, self.domain, self.database, self.clock, self.relist_seconds)
+
+    def note(self, shown: Snapshot | None, ends: KafkaEnds) -> None:
+        """Take where Kafka's logs ended at a moment when `shown` was served already."""
+        self._kafka = shown, ends
 
     def poll(self) -> Snapshot | None:
         """Return what to serve now; the last good snapshot where nothing better can be read, None before the first.
@@ -238,6 +247,9 @@ class Loader:
         if self.current is None:
             return sorted(pairs, key=lambda pair: (pair.reach, pair.manifest.version, pair.chain_number), reverse=True)
         coverage = needed(self.fs, self.current.coverage, self.current.chain, chains_there, topics)
+        shown, ends = self._kafka
+        if shown is self.current and self.current.chain not in chains_there:
+            coverage = within_kafka(coverage, self.current.chain, chains_there, ends)
         allowed = [pair for pair in ahead if covers(pair.coverage, coverage)]
         if not allowed and pinned is not None and pinned != self._pinned and pinned < self.current.manifest.version:
             _log.warning("rollback", domain=self.domain.name, version=pinned, instead_of=self.current.manifest.version)
@@ -399,6 +411,22 @@ def needed(
     for topic, lg, p, offset in closed:
         stored = raw[topic].get(lg, {}).get(p)
         capped.setdefault(topic, {}).setdefault(lg, {})[p] = min(offset, stored.head if stored else 0)
+    return overlaid(coverage, capped)
+
+
+def within_kafka(coverage: Position, chain: Chain | None, later: Sequence[Chain | None], ends: KafkaEnds) -> Position:
+    """Like `needed` where the chain that counted is gone, and with it whoever could say what Kafka has lost of it.
+
+    Of a log that the newest chain continues no more is needed than Kafka has now.
+    """
+    newest = max((c for c in later if c is not None), key=lambda c: c.number, default=None)
+    if newest is None or chain is None or newest.number <= chain.number:
+        return coverage
+    capped: Position = {}
+    for topic, lg, p, offset in each(coverage):
+        topic_id, ended = ends.get(topic, ("", {}))
+        if lg.partition(".")[0] == topic_id and chains.speaks_of(newest, topic, lg):
+            capped.setdefault(topic, {}).setdefault(lg, {})[p] = min(offset, ended.get(int(p), offset))
     return overlaid(coverage, capped)
 
 

@@ -620,6 +620,10 @@ class Serving:
                 if found is not None and found is not self.snapshot:
                     self.judge(found)
                 self.snapshot = found
+                kafka = Kafka(self.world).state([TOPIC])
+                self.loader.note(
+                    found, {t: (at.id, {p: x.end for p, x in at.partitions.items()}) for t, at in kafka.items()}
+                )
             except (OSError, HdfsUnavailable, MasterWentBack):
                 pass
             self.world.rest(3)

@@ -376,6 +376,24 @@ def test_coverage_falls_no_further_than_what_was_lost(world: World, told: bool) 
     assert world.poll().coverage == before.coverage, "the batch layer has not folded the rest of the old log yet"
 
 
+@pytest.mark.parametrize("lost", [True, False])
+def test_where_the_chain_that_counted_is_gone_no_more_is_waited_for_than_kafka_has(world: World, lost: bool) -> None:
+    """Its epochs were damaged, and Kafka was cut: nobody can say what was lost, and nothing comes to fill it up."""
+    world.epochs(0, 30)
+    before = world.poll()
+    world.version(1, 20)
+    world.fs.delete(f"/data/speed_views/{SHOP.name}/{world.chain.number:010d}", recursive=True)
+    start = world.end(20)
+    chain = dataclasses.replace(world.chain, number=2, version=1, start=start)
+    world.fs.create(f"{chain.folder}/chain.json", json.dumps(vars(chain)).encode())
+    assert world.poll().coverage == before.coverage
+    ended = world.end(20 if lost else 30)[SALES.topic][LOG]
+    world.loader.note(before, {SALES.topic: (LOG, {int(p): end for p, end in ended.items()})})
+    found = world.poll()
+    assert found.coverage == (world.end(20) if lost else before.coverage)
+    assert sales(found) == good_below(world, found.coverage)
+
+
 def balance(world: World, raw: dict[str, Partition], typed: dict[str, Partition], snapshot: Snapshot) -> dict[str, Any]:
     watch = Watch(SHOP)
     watch.seen = Seen({SALES.topic: {LOG: raw}}, {SALES.topic: {LOG: typed}})
