@@ -62,11 +62,12 @@ def set_up(steps: Steps, root: Path = ROOT) -> None:
     def packages() -> None:
         with steps.step("packages") as note:
             _run([str(python), *PIP, "-r", "requirements.lock"], root, lambda line: _note_package(line, note))
+            note("all there")
 
     def jars() -> None:
         total = len((root / "stack" / "jars.lock").read_text(encoding="utf-8").splitlines())
         with steps.step("jars") as note:
-            note(f"{total}, into lib/")
+            note(f"{total} of them, into lib/")
             _run([str(python), "-m", "stack", "jars"], root, lambda line: None)
 
     with ThreadPoolExecutor(2) as pool:
@@ -83,7 +84,9 @@ def entry(lock: str, package: str) -> str:
 
 
 def _note_package(line: str, note: Callable[[str], None]) -> None:
-    if found := re.match(r"(?:Collecting|Using cached|Requirement already satisfied:|Installing collected) (\S+)", line):
+    if found := re.match(
+        r"(?:Collecting|Using cached|Requirement already satisfied:|Installing collected) (\S+)", line
+    ):
         note("installing" if line.startswith("Installing") else found[1].partition(";")[0])
 
 
@@ -92,7 +95,7 @@ def _run(command: list[str], folder: Path, each_line: Callable[[str], None]) -> 
         command, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
         assert process.stdout is not None
-        lines = []
+        lines: list[str] = []
         for line in process.stdout:
             lines = [*lines, line][-SHOWN_LINES:]
             each_line(line)

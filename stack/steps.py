@@ -91,8 +91,12 @@ class Steps:
         self._out.write(text + "\n")
         self._out.flush()
 
+    def seconds(self) -> float:
+        """Since the start."""
+        return time.monotonic() - self._began
+
     def _clock(self) -> str:
-        return f"[{time.monotonic() - self._began:4.0f} s]"
+        return f"[{self.seconds():4.0f} s]"
 
 
 def _joined(name: str, detail: str) -> str:
