@@ -44,8 +44,7 @@ endif
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
 
-setup: ## make .venv, install the packages that run, fetch and verify the jars beside them
-	@$(MAKE) --no-print-directory -s -j2 .venv/.installed lib/.verified
+setup: .venv/.ready lib/.verified ## make .venv, install the packages that run, fetch and verify the jars beside them
 
 up: $(READY) ## start the stack and wait until all of it answers; start again what died
 	@$(UP)
@@ -133,23 +132,9 @@ sbom: $(DEV) ## write sbom.json: every package and jar with version and licence
 check: $(DEV) ## format, lint, types
 	.venv/bin/ruff format --check . && .venv/bin/ruff check . && .venv/bin/mypy
 
-# PySpark comes first: the Ivy in it fetches the jars while the other packages come.
-.venv/.spark: requirements.lock
-	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python %d.%d is too old; choose one: make setup PYTHON=python3.11" % sys.version_info[:2])'
-	@echo 'packages: PySpark first, then the others and beside them the jars'
-	test -x $(PY) || $(PYTHON) -m venv .venv
-	sed -n '/^pyspark==/,/^[^ ]/{/^pyspark==/p;/^ *--hash/p;}' requirements.lock >.venv/spark.lock
-	$(INSTALL) --no-deps -r .venv/spark.lock
-	@touch $@
-
-.venv/.installed: .venv/.spark
-	$(INSTALL) -r requirements.lock
-	@echo 'packages: all there'
-	@touch $@
-
-lib/.verified: stack/jars.lock stack/ivy.xml .venv/.spark
-	$(PY) -m stack jars
-	@touch $@
+.venv/.ready lib/.verified: requirements.lock stack/jars.lock stack/ivy.xml
+	@$(PYTHON) -m stack.setup
+	@touch .venv/.ready lib/.verified
 
 # What one target needs more, besides the packages that run.
 .venv/.installed-%: requirements-%.lock | setup

@@ -14,12 +14,14 @@ import subprocess
 import sys
 import time
 import urllib.error
+from collections.abc import Callable
 from typing import Any
 
 from stack import layers, lifecycle
 from stack.probes import LOOPBACK
 from stack.services import SERVICES
 from stack.settings import ROOT, Settings, StackError, load
+from stack.steps import Steps
 
 SHARES = ("--duplicates", "0.02", "--late", "0.01", "--broken", "0.005", "--future", "0.001")
 INGEST_EVERY = "5 seconds"
@@ -45,71 +47,95 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    began = time.monotonic()
-    settings = lifecycle.up(load(), free=args.free_ports, say=say)
+    steps = Steps()
+    with steps.step("stack"):
+        settings = lifecycle.up(load(), free=args.free_ports, say=steps.say)
     for line in layers.stop(settings):
-        say(line)
+        steps.say(line)
     chosen = args.domain or settings.domain
     domain = ("--domain", chosen)
     url = f"http://127.0.0.1:{settings.layer_ports['SERVING_PORT']}"
-    step(began, "starting the layers on the Spark master")
+    # They start on the Spark master while the first events are sent.
     layers.start(settings, "serving", domain)
     layers.start(settings, "ingest", (*domain, "--trigger-interval", INGEST_EVERY))
     # Each domain is a query of its own: several of them take turns on a small machine.
     several = "," in chosen or chosen == "all"
     layers.start(settings, "stream", (*domain, *(("--stream-trigger-interval", "4 seconds") if several else ())))
-    step(began, f"sending {args.events:,} events at full speed, with duplicates, late, broken and future ones")
-    script(settings, "producer.py", *domain, "--rate", "0", "--count", str(args.events), "--metrics-port", "0", *SHARES)
-    step(began, "waiting until they are in the master dataset")
-    wait_for(url, lambda ledger: behind(ledger, "ingest") == 0, "ingest", settings)
-    step(began, "batch run")
-    # 1: a report is held back, which does no harm to the rest, or a fault, at which what follows does not get there.
-    held = script(settings, "batch_layer.py", *domain, going_on=1)
-    step(began, "sending 2,000 more, which only the speed layer has seen")
-    script(settings, "producer.py", *domain, "--rate", "1000", "--count", "2000", "--metrics-port", "0", *SHARES)
-    wait_for(
-        url,
-        lambda ledger: behind(ledger, "stream") == 0 and all(d["version"] for d in ledger["domains"]),
-        "stream",
-        settings,
-    )
-    step(began, "recounting the raw log with DuckDB")
-    exact = subprocess.run(
-        [sys.executable, "-m", "engine.verify", *domain, "--url", url],
-        cwd=ROOT,
-        env=layers.client_environment(settings),
-        check=False,
-    ).returncode
+    with steps.step(f"sending {args.events:,} events at full speed, with duplicates, late, broken and future ones"):
+        script(
+            settings,
+            steps,
+            "producer.py",
+            *domain,
+            "--rate",
+            "0",
+            "--count",
+            str(args.events),
+            "--metrics-port",
+            "0",
+            *SHARES,
+        )
+    with steps.step("ingest: Kafka to the master dataset") as note:
+        wait_for(url, "ingest", settings, note)
+    with steps.step("batch: the master dataset to version 1 of every view"):
+        # 1: a report is held back, which does no harm to the rest, or a fault, at which what follows does not get there.
+        held = script(settings, steps, "batch_layer.py", *domain, going_on=1)
+    with steps.step("sending 2,000 more, which only the speed layer has seen"):
+        script(
+            settings, steps, "producer.py", *domain, "--rate", "1000", "--count", "2000", "--metrics-port", "0", *SHARES
+        )
+    with steps.step("stream: Kafka to the speed views") as note:
+        wait_for(url, "stream", settings, note, lambda ledger: all(d["version"] for d in ledger["domains"]))
+    with steps.step("proof: every view recounted from the raw log with DuckDB"):
+        exact = script(settings, steps, "-m", "engine.verify", *domain, "--url", url, going_on=1)
     if not args.once:
         layers.start(settings, "producer", (*domain, *SHARES))
         layers.start(settings, "batch", (*domain, "--every", BATCH_EVERY))
-    board(settings, url, chosen, get(f"{url}/v1/ledger"), began)
+    board(settings, steps, url, chosen, get(f"{url}/v1/ledger"))
     if args.once:
         layers.stop(settings)
-        lifecycle.down(settings, say)
+        lifecycle.down(settings, steps.say)
     return 1 if exact or held else 0
 
 
-def script(settings: Settings, name: str, *arguments: str, going_on: int = 0) -> int:
-    """Run a script of the project to its end; returns its exit code, 0 or `going_on`.
+def script(settings: Settings, steps: Steps, *command: str, going_on: int = 0) -> int:
+    """Run a script of the project to its end, its lines among those of the steps.
 
-    Raises StackError for any other.
+    Returns its exit code, 0 or `going_on`. Raises StackError for any other.
     """
-    done = subprocess.run(
-        [sys.executable, str(ROOT / name), *arguments], cwd=ROOT, env=layers.client_environment(settings), check=False
-    )
-    if done.returncode not in (0, going_on):
-        raise StackError(f"{name} {' '.join(arguments)}: exit {done.returncode}")
-    return done.returncode
+    with subprocess.Popen(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env=layers.client_environment(settings),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            steps.say(line.rstrip())
+    if process.returncode not in (0, going_on):
+        raise StackError(f"{' '.join(command)}: exit {process.returncode}")
+    return process.returncode
 
 
-def wait_for(url: str, reached: Any, layer: str, settings: Settings) -> dict[str, Any]:
-    """Ask the ledger until `reached`; StackError with the layer's log after the deadline."""
+def wait_for(
+    url: str,
+    layer: str,
+    settings: Settings,
+    note: Callable[[str], None],
+    also: Callable[[dict[str, Any]], bool] = lambda ledger: True,
+) -> None:
+    """Ask the ledger until a layer has done every offset, and `also`; StackError with its log after the deadline."""
     deadline = time.monotonic() + DEADLINE
     while time.monotonic() < deadline:
         ledger = get(f"{url}/v1/ledger")
-        if ledger.get("domains") and reached(ledger):
-            return ledger
+        if ledger.get("domains"):
+            lag = behind(ledger, layer)
+            if lag == 0 and also(ledger):
+                note("")
+                return
+            note(f"{lag:,.0f} events to go" if math.isfinite(lag) else "")
         time.sleep(0.5)
     raise StackError(f"{layer} did not get there within {DEADLINE:.0f} s; see {layers.log_file(settings, layer)}")
 
@@ -129,35 +155,27 @@ def get(url: str) -> dict[str, Any]:
         return {}
 
 
-def board(settings: Settings, url: str, domains: str, ledger: dict[str, Any], began: float) -> None:
+def board(settings: Settings, steps: Steps, url: str, domains: str, ledger: dict[str, Any]) -> None:
     """Print where everything is, and what to do next."""
-    say("")
-    say(f"{'service':<14}url")
+    steps.say("")
+    steps.say(f"{'service':<14}url")
     for service in SERVICES:
-        say(f"{service.name:<14}{service.url(settings)}")
-    say(f"{'dashboard':<14}{url}/")
+        steps.say(f"{service.name:<14}{service.url(settings)}")
+    steps.say(f"{'dashboard':<14}{url}/")
     for layer in ("producer", "ingest", "stream", "batch"):
         if metrics := settings.layer_ports[f"{layer.upper()}_METRICS_PORT"]:
-            say(f"{layer:<14}http://localhost:{metrics}/metrics")
+            steps.say(f"{layer:<14}http://localhost:{metrics}/metrics")
     for domain in ledger.get("domains", []):
         events = domain["events"]
-        say(
+        steps.say(
             f"\n{domain['domain']}: version {domain['version']}, {events['merged']:,} events = {events['batch']:,} by batch + {events['speed']:,} by speed; "
             f"quarantine {sum(domain['quarantined'].values()):,}; ledger {'balanced' if domain['balanced'] else 'NOT BALANCED'}"
         )
-    say(f"\nall this took {time.monotonic() - began:.0f} s. Next:")
+    steps.say(f"\nall this took {steps.seconds():.0f} s. Next:")
     views = get(f"{url}/v1/views").get("views") or [{"view": "daily_logins"}]
-    say(f"  curl '{url}/v1/views/{views[0]['view']}?limit=5'      an answer, and up to which offset it is true")
-    say(f"  python -m engine.verify --domain {domains} --url {url}      prove every view again, now")
-    say("  make down                                          stop (data stays); make reset wipes it")
-
-
-def step(began: float, text: str) -> None:
-    say(f"[{time.monotonic() - began:5.0f} s] {text}")
-
-
-def say(line: str) -> None:
-    print(line, flush=True)
+    steps.say(f"  curl '{url}/v1/views/{views[0]['view']}?limit=5'      an answer, and up to which offset it is true")
+    steps.say(f"  python -m engine.verify --domain {domains} --url {url}      prove every view again, now")
+    steps.say("  make down                                          stop (data stays); make reset wipes it")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import io
 import json
 import os
 import socket
@@ -19,6 +20,7 @@ from stack import config, demo, doctor, jars, lifecycle, ports, process
 from stack.java import JavaError, find_java
 from stack.services import CASSANDRA, KAFKA, SERVICES, command, environment, services
 from stack.settings import PORTS, Settings, StackError, free_ports, load, save_ports
+from stack.steps import Steps
 
 ROOT = Path(__file__).resolve().parents[2]
 JAR = "spark/a-1.jar"
@@ -355,6 +357,8 @@ def test_reset_asks_before_it_wipes(tmp_path: Path) -> None:
 
 def test_the_demo_stops_at_an_exit_code_unless_it_is_one_to_go_on_with(settings: Settings) -> None:
     wrong = ("producer.py", "--rate", "fast")  # exit 2
-    assert demo.script(settings, *wrong, going_on=2) == 2
+    out = io.StringIO()
+    assert demo.script(settings, Steps(out), *wrong, going_on=2) == 2
+    assert "--rate" in out.getvalue(), "what it said stands among the steps"
     with pytest.raises(StackError, match=r"producer.py --rate fast: exit 2"):
-        demo.script(settings, *wrong, going_on=1)
+        demo.script(settings, Steps(out), *wrong, going_on=1)
