@@ -304,7 +304,8 @@ def prune(fs: Hdfs, domain: Domain, keep: int) -> dict[str, int]:
     """Delete versions beyond `keep` and epochs behind the oldest kept H.
 
     A version stays if it is served or chosen, if the newest chain starts from it, or if one that stays names it for a
-    report.
+    report. A chain stays that fits one of them, or has counted further than the newest one: a server may show that yet,
+    and if Kafka loses it, only what the chain has noted of its rows can tell.
     """
     manifests = versions.manifests(fs, domain.name)
     known = chains.chains(fs, domain.name)
@@ -321,7 +322,13 @@ def prune(fs: Hdfs, domain: Domain, keep: int) -> dict[str, int]:
         epochs = chains.epochs(fs, domain.name, chain.number)
         below = [chains.fits(chain, epochs, m.horizon, m.version) for m in kept]
         fitting = [count for count in below if count is not None]
-        if not fitting and number < len(known) - 1:
+        counted = epochs[-1].end if epochs else chain.start
+        passed = all(
+            offset_in(kept[-1].horizon if kept else {}, topic, log, p, 0) >= offset
+            for topic, log, p, offset in each(counted)
+            if chains.speaks_of(known[-1], topic, log)
+        )
+        if not fitting and passed and number < len(known) - 1:
             fs.delete(chain.folder, recursive=True)
             pruned["chains"] += 1
             continue

@@ -21,7 +21,15 @@ from engine.runtime.observe import StartAgain
 from engine.storage import chains, derived, log, versions
 from engine.storage.chains import HOLE, KEYS, KEYS_TYPE, Chain, Epoch
 from engine.storage.commit import OffsetGap
-from engine.storage.continuity import DataExpired, by_topic, check_continuity, lineages, present_logs, verdicts
+from engine.storage.continuity import (
+    DataExpired,
+    by_topic,
+    check_continuity,
+    filled_holes,
+    lineages,
+    present_logs,
+    verdicts,
+)
 from engine.storage.derived import Damaged
 from engine.storage.log import (
     DamagedSegment,
@@ -34,6 +42,7 @@ from engine.storage.log import (
     each,
     offset_in,
     overlay,
+    position,
     present_log,
     typed_root,
 )
@@ -488,9 +497,14 @@ def _proved(
 ) -> tuple[Partitions, dict[str, TopicState], dict[str, str]]:
     """Return raw logs, Kafka's state, present logs, once all origins are there and Kafka continues what is stored."""
     deadline = time.monotonic() + ORIGIN_PATIENCE_SECONDS
+    reader = LogReader(fs)
     while True:
-        raw = LogReader(fs).sound(domain.topics)
+        heads = reader.heads(domain.topics)
         state = kafka.state(domain.topics)
+        raw = reader.sound(domain.topics)
+        # What was mirrored before Kafka was asked, and lost by it, would not be compared if only the heads were known.
+        if position(raw, lambda partition: partition.head) != heads:
+            continue
         if absent := [topic for topic in domain.topics if topic not in state]:
             raise StartAgain(f"Kafka has no topic '{absent[0]}' at this moment")
         logs = present_logs(fs, state)
@@ -562,10 +576,15 @@ def _lost(
             if logs.get(topic) == lg:
                 stamps[topic, int(p)] = stamp
     live = kafka.records_at({place: stamp[0] for place, stamp in stamps.items()}) if stamps else {}
-    # An epoch may end with offsets that had no record; if the last one has one now, the log was cut there.
-    ends = {(t, int(p)): end - 1 for t, lg, p, end in each(epochs[-1].end if epochs else {}) if logs.get(t) == lg}
-    behind = {place: o for place, o in ends.items() if place in stamps and o > stamps[place][0]}
-    filled = kafka.records_at(behind) if behind else {}
+    # A chain may end with offsets that had no record, or have counted no others; if one has a record now, the log was
+    # cut there.
+    holes = {}
+    for topic, lg, p, end in each(epochs[-1].end if epochs else {}):
+        if logs.get(topic) == lg:
+            origin = offset_in(chain.origins, topic, lg, p, 0)
+            last = stamps.get((topic, int(p)), [offset_in(chain.start, topic, lg, p, origin) - 1])[0]
+            holes[topic, int(p)] = range(last + 1, end)
+    filled = filled_holes(kafka, holes)
     for topic, lg, p, end in each(epochs[-1].end if epochs else chain.start):
         if topic not in logs:
             continue

@@ -193,20 +193,28 @@ def _filled_holes(
     stored: Mapping[tuple[str, int], Record],
     state: Mapping[str, TopicState],
 ) -> dict[tuple[str, int], int]:
-    """Return an offset of each partition behind the last stored row at which Kafka has a record now, and had none then.
-
-    A log that was cut within the markers at its end, and went on, differs from the stored one nowhere else.
-    """
+    """Return an offset of each partition behind the last stored row at which Kafka has a record now, and had none then."""
     behind: dict[tuple[str, int], range] = {}
     for (topic, p), lineage in mirrored.items():
         at = state[topic].partitions.get(p) if topic in state else None
         if at is not None:
             begin = stored[topic, p][0] + 1 if (topic, p) in stored else lineage[-1].origin
-            end = min(lineage[0].head, at.end)
-            behind[topic, p] = range(max(begin, at.start, end - HOLES_COMPARED), end)
+            behind[topic, p] = range(max(begin, at.start), min(lineage[0].head, at.end))
+    return filled_holes(kafka, behind)
+
+
+def filled_holes(kafka: KafkaLogs, holes: Mapping[tuple[str, int], range]) -> dict[tuple[str, int], int]:
+    """Return an offset of each partition that had no record when it was read, and has one now.
+
+    A log that was cut within the markers at its end, and went on, differs from what was read nowhere else.
+
+    Args:
+        holes: offsets without a record at the end of what was read; the last few of them are asked for.
+    """
+    holes = {place: offsets[-HOLES_COMPARED:] for place, offsets in holes.items()}
     found: dict[tuple[str, int], int] = {}
-    for number in range(max(map(len, behind.values()), default=0)):
-        wanted = {place: offsets[number] for place, offsets in behind.items() if number < len(offsets)}
+    for number in range(max(map(len, holes.values()), default=0)):
+        wanted = {place: offsets[number] for place, offsets in holes.items() if number < len(offsets)}
         found |= {place: record[0] for place, record in kafka.records_at(wanted).items()}
     return found
 

@@ -6,13 +6,15 @@ import copy
 import dataclasses
 import json
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
+from engine.batch import build
 from engine.fold.measures import stored_schema
 from engine.ingest.mirror import Mirror
 from engine.runtime.observe import StartAgain
@@ -295,6 +297,21 @@ def test_a_log_that_was_cut_within_its_last_markers_is_found_out(world: World) -
     assert world.stream().chain.number == 2
 
 
+@pytest.mark.parametrize("refilled", [1, 2])
+def test_a_chain_that_counted_markers_alone_is_not_continued_where_they_became_records(
+    world: World, refilled: int
+) -> None:
+    """Nothing of the partition was mirrored, and no record of it was counted, so that there is none to compare."""
+    world.ingest()
+    world.kafka.append_holes(TOPIC, 0, 3)
+    epoch_of(world, world.stream())
+    world.kafka.cut(TOPIC, 0, 1)
+    world.kafka.append(TOPIC, 0, refilled)
+    world.kafka.append_holes(TOPIC, 0, 2)
+    stream = world.stream()
+    assert (stream.chain.number, stream.next_offsets()[TOPIC, 0]) == (2, 0)
+
+
 def test_a_cut_partition_whose_last_common_offset_is_a_marker_now_is_another_log_from_there_on(world: World) -> None:
     filled(world, 10)
     world.kafka.cut(TOPIC, 0, 6)
@@ -337,6 +354,24 @@ def test_a_log_that_kafka_continues_is_not_closed(world: World, forgotten: int) 
     assert not any(partition.closed for partition in world.partitions("id1").values())
     world.mirror_all(world.ingest())
     assert len(world.rows()) == 2010
+
+
+def test_a_stream_that_stood_still_while_its_log_was_mirrored_and_lost_compares_what_was_stored(world: World) -> None:
+    """It has listed an empty log; then ingest mirrors, Kafka loses its disk, and goes on beyond the head."""
+    world.kafka.append(TOPIC, 0, 5)
+    mirror = world.ingest()
+    real = world.kafka.state
+
+    def meanwhile(topics: Iterable[str]) -> Any:
+        world.kafka.state = real  # type: ignore[method-assign]
+        world.mirror_all(mirror)
+        world.kafka.lose_disk(TOPIC)
+        world.kafka.append(TOPIC, 0, 9)
+        return real(topics)
+
+    world.kafka.state = meanwhile  # type: ignore[method-assign]
+    with pytest.raises(LogReplaced, match="Kafka's record at 4 is not the stored row"):
+        world.stream()
 
 
 def test_a_record_that_retention_takes_while_it_is_asked_for_is_no_other_log(world: World) -> None:
@@ -646,3 +681,25 @@ def test_what_an_older_chain_counted_and_kafka_lost_is_said_by_a_new_one(world: 
     stream = world.stream()
     assert stream.chain.number == 3 and stream.chain.lost == [[1, {TOPIC: {"id1": {"0": 0}}}]]
     assert world.stream().chain == stream.chain
+
+
+@pytest.mark.parametrize(("horizon", "kept"), [(4, [1, 2]), (9, [2])])
+def test_a_chain_that_counted_further_than_every_version_is_not_pruned(
+    world: World, horizon: int, kept: list[int]
+) -> None:
+    """A server may show it yet; what Kafka loses of it later, nobody else could say."""
+    world.kafka.append(TOPIC, 0, 5)
+    world.mirror_all(world.ingest())
+    older = world.stream()
+    chains.begin(world.fs, SHOP, 2, 0, older.chain.start, older.chain.origins, older.chain.created_at)
+    world.kafka.append(TOPIC, 0, 3)
+    epoch_of(world, older)
+    version = replace(
+        versions.version_zero(SHOP.name, SHOP.definition_hash, {}),
+        version=1,
+        horizon={TOPIC: {"id1": {"0": horizon - 1, "1": 0}}},
+    )
+    for made in (version, replace(version, version=2, horizon={TOPIC: {"id1": {"0": horizon, "1": 0}}})):
+        world.fs.create(f"{versions.folder(SHOP.name, made.version)}/manifest.json", made.to_json())
+    build.prune(world.fs, SHOP, 1)  # type: ignore[arg-type]
+    assert [chain.number for chain in chains.chains(world.fs, SHOP.name)] == kept
