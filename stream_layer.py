@@ -25,21 +25,17 @@ from typing import Any
 import pyarrow as pa
 import structlog
 from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F
 
 import domains
-from engine.domain import FRESH_ROWS, DeclarationError, Domain
-from engine.fold import spark_fold
-from engine.fold.decode import decode_domain, decoded_columns
-from engine.fold.measures import stored_ddl
-from engine.fold.quality import judged
+from engine.domain import DeclarationError, Domain
+from engine.fold import micro_batch
 from engine.runtime import kafka, metrics, observe
 from engine.runtime.progress import Progress
 from engine.runtime.queries import Queries
 from engine.runtime.session import file_writer, spark_session, with_any_time
 from engine.runtime.settings import Settings, SettingsError, add_flags, environment, from_args
 from engine.speed.chain_log import NewChain, NextEpoch, SpeedLog
-from engine.storage import chains, versions
+from engine.storage import versions
 from engine.storage.checkpoints import Checkpoint, Reading
 from engine.storage.commit import OffsetGap
 from engine.storage.continuity import DataExpired, LogReplaced
@@ -71,13 +67,6 @@ class Speed:
         self.log = SpeedLog.open(Hdfs(settings.hdfs_url, settings.hadoop_user_name), domain, self.kafka)
         shown.set_aside(domain.name, self.log.set_aside)
         self.write = file_writer(spark)
-        fields = [
-            (f"t{n}", ", ".join(f"`{c}`: {t}" for c, t in decoded_columns(s).items()))
-            for n, s in enumerate(domain.streams)
-        ]
-        self.decoded_schema = "topic STRING, log STRING, `partition` STRING, " + ", ".join(
-            f"{n} STRUCT<{inner}>" for n, inner in fields
-        )
 
     def micro_batch(self, rows: DataFrame, batch: int) -> None:
         """Commit one micro-batch as one epoch; the loser of a race reads the chain's end again and trims."""
@@ -87,81 +76,43 @@ class Speed:
             started = time.monotonic()
             planned = self.reading.planned(batch)
             self.log.follow_versions()
-            decoded, typed, positions = with_any_time(rows, self.kafka, planned, self.looked_at)
+            judged = with_any_time(rows, self.kafka, planned, self.judge)
             self.log.check_topics()
             lost = 0
-            while (epoch := self.log.next_epoch(positions, planned)) is not None:
-                partials = self.partials(typed, epoch.trim, epoch.duplicates)
-                if self.log.append(epoch, partials, self.write):
+            while (epoch := self.log.next_epoch(self.positions(judged), planned)) is not None:
+                if self.log.append(epoch, self.partials(judged, epoch), self.write):
                     self.report(batch, epoch, lost, started)
                     break
                 lost += 1
-            decoded.unpersist()
 
-    def looked_at(self, rows: DataFrame) -> tuple[DataFrame, dict[str, DataFrame], pa.Table]:
-        """Decode and judge rows, kept for the next job; return them, each topic's, and their positions."""
-        decoded = self.decode(rows).persist()
-        typed = self.judge(decoded)
-        return decoded, typed, self.positions(typed)
-
-    def decode(self, rows: DataFrame) -> DataFrame:
-        logs = " ".join(f"WHEN '{topic}' THEN '{lg}'" for topic, lg in self.log.logs.items())
+    def judge(self, rows: DataFrame) -> dict[str, pa.Table]:
+        """Read, decode and judge in the tasks; return topic → its rows, in the driver."""
         text = "try_validate_utf8(CAST(value AS STRING))"
-        # One task: a micro-batch is small, and a single partition needs no shuffle for any view.
-        raw = rows.coalesce(1).selectExpr(
+        raw = rows.selectExpr(
             "topic",
-            f"CASE topic {logs} END AS log",
             "CAST(partition AS STRING) AS partition",
             "offset",
             "timestamp",
             f"{text} AS value",
             f"CASE WHEN {text} IS NULL THEN value END AS value_bytes",
         )
-        return raw.mapInArrow(decode_domain(self.domain), self.decoded_schema)
+        judged = raw.mapInArrow(micro_batch.judge_domain(self.domain), micro_batch.judged_schema(self.domain))
+        return micro_batch.rows_of_topics(judged.toArrow(), self.domain, self.log.logs)
 
-    def judge(self, decoded: DataFrame) -> dict[str, DataFrame]:
-        """Return the judged rows of each topic."""
-        streams = enumerate(self.domain.streams)
-        own = {
-            s.topic: decoded.where(f"topic = '{s.topic}'").select("topic", "log", "partition", f"t{n}.*")
-            for n, s in streams
-        }
-        return {topic: judged(rows, self.domain.stream(topic)) for topic, rows in own.items()}
-
-    def positions(self, typed: dict[str, DataFrame]) -> pa.Table:
+    def positions(self, judged: dict[str, pa.Table]) -> pa.Table:
         """Return what `SpeedLog.next_epoch` asks of every row, before duplicates are named."""
-        columns = ("topic", "log", "partition", "offset", "ukey", "problem", "event_time", "kafka_time", "crc")
-        parts = [rows.select(*columns) for rows in typed.values()]
-        union = parts[0]
-        for part in parts[1:]:
-            union = union.unionByName(part)
-        return union.toArrow()
+        columns = ["topic", "log", "partition", "offset", "ukey", "problem", "event_time", "kafka_time", "crc"]
+        return pa.concat_tables(rows.select(columns) for rows in judged.values())
 
-    def partials(self, typed: dict[str, DataFrame], trim: str | None, duplicates: pa.Table) -> dict[str, pa.Table]:
-        """Fold the good rows to the stored columns of every view, in one job."""
-        spark = next(iter(typed.values())).sparkSession  # a micro-batch has a session of its own
+    def partials(self, judged: dict[str, pa.Table], epoch: NextEpoch) -> dict[str, pa.Table]:
+        """Fold the rows that count to the stored columns of every view."""
         good = {}
-        for topic, rows in typed.items():
-            counted = rows.where("problem IS NULL")
-            if trim:
-                counted = counted.where(trim)
-            if duplicates.num_rows:
-                doubles = F.broadcast(spark.createDataFrame(duplicates))
-                counted = counted.join(doubles, ["topic", "partition", "offset"], "left_anti")
-            good[topic] = counted
-        spark_fold.register_good_rows(good, FRESH_ROWS)
-        union: DataFrame | None = None
-        for view in self.domain.views:
-            found = spark_fold.partials(spark, view, FRESH_ROWS, one_task=True)
-            one = found.select(
-                F.lit(view.name).alias("kind"), F.struct(*found.columns).cast(stored_ddl(view)).alias(view.name)
-            )
-            union = one if union is None else union.unionByName(one, allowMissingColumns=True)
-        assert union is not None
-        table = union.toArrow()
-        if self.settings.show_previews:
-            print(table.slice(0, 5).to_pylist())
-        return {view.name: chains.rows_of(table, view.name) for view in self.domain.views}
+        for topic, rows in judged.items():
+            of_log = topic, self.log.logs[topic]
+            good[topic] = micro_batch.good_rows(rows, epoch.first(*of_log), epoch.repeated(*of_log))
+            if self.settings.show_previews:
+                print(good[topic].slice(0, 5).to_pylist())
+        return micro_batch.partials(self.domain.views, good)
 
     def report(self, batch: int, epoch: NextEpoch, lost: int, started: float) -> None:
         ends = {
@@ -224,7 +175,7 @@ def main(argv: list[str] | None = None) -> None:
         metrics.serve("stream", shown.registry, shown.life.told, host, port)
         # Small jobs, many of them: adaptive planning would cost more than it saves.
         spark = spark_session(
-            "highwater-stream", settings, {"spark.sql.adaptive.enabled": "false", "spark.sql.shuffle.partitions": "2"}
+            "highwater-stream", settings, {"spark.sql.adaptive.enabled": "false", "spark.driver.maxResultSize": "0"}
         )
         spark.streams.addListener(Progress(shown))
         Queries(

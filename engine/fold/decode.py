@@ -28,7 +28,6 @@ from engine.domain import (
     FURTHER_FIELDS,
     OTHER_FIELDS,
     UNKNOWN_FIELDS,
-    Domain,
     Stream,
     decimal_of,
     unknown_order,
@@ -128,37 +127,6 @@ def decode_stream(stream: Stream) -> Any:
     return batches
 
 
-def decode_domain(domain: Domain) -> Any:
-    """Return a function for `mapInArrow` that decodes raw rows of all topics of a domain.
-
-    Each output row has topic, log, partition and one nullable struct per topic (named t0, t1 … in the order of the
-    streams) with the decoded columns; the struct of the row's own topic is set.
-    """
-    streams = [replace(stream, generator=None) for stream in domain.streams]
-    types = [pa.struct([(n, _spark_arrow(t)) for n, t in decoded_columns(stream).items()]) for stream in streams]
-
-    def batches(source: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for batch in source:
-            raw = pa.Table.from_batches([batch])
-            for number, stream in enumerate(streams):
-                rows = raw.filter(pc.equal(raw["topic"], stream.topic))
-                if rows.num_rows == 0:
-                    continue
-                decoded = (
-                    decode_rows(stream, rows).cast(pa.schema(list(types[number]))).to_struct_array().combine_chunks()
-                )
-                if isinstance(decoded, pa.ChunkedArray):
-                    decoded = pa.concat_arrays(decoded.chunks)
-                structs = [
-                    decoded if other == number else pa.nulls(rows.num_rows, types[other]) for other in range(len(types))
-                ]
-                names = ["topic", "log", "partition", *(f"t{other}" for other in range(len(types)))]
-                table = pa.table([rows["topic"], rows["log"], rows["partition"], *structs], names=names)
-                yield from table.combine_chunks().to_batches()
-
-    return batches
-
-
 def _event(value: bytes | None) -> dict[str, Any] | None:
     if value is None:
         return None
@@ -231,7 +199,7 @@ def _depth(event: Any) -> int:
 def _column(found: list[Any], sql_type: str, bad: list[bool]) -> pa.Array:
     """Convert one field of all rows; a value of another type marks its row in `bad` and becomes NULL."""
     kinds = set(map(type, found)) - {type(None)}
-    target = _spark_arrow(sql_type)
+    target = spark_arrow(sql_type)
     plain: set[type] | None = {"STRING": {str}, "BOOLEAN": {bool}, "DOUBLE": {float}}.get(sql_type)  # type: ignore[assignment]
     if plain is not None and kinds <= plain:
         return _without_sign_of_zero(pa.array(found, target)) if sql_type == "DOUBLE" else pa.array(found, target)
@@ -383,5 +351,6 @@ def _as_utc(times: pa.ChunkedArray) -> pa.Array:
     return times.cast(_UTC).combine_chunks()
 
 
-def _spark_arrow(sql_type: str) -> pa.DataType:
+def spark_arrow(sql_type: str) -> pa.DataType:
+    """Return the Arrow type in which a decoded column is handed to Spark: times have a zone."""
     return _UTC if sql_type == "TIMESTAMP" else arrow_type(sql_type)

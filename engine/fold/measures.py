@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from datasketches import hll_sketch, hll_union, tgt_hll_type
 
-from engine.domain import GRAINS, Measure, View, decimal_of
+from engine.domain import GRAINS, Measure, View, decimal_of, table_name
 from engine.domain.expressions import fields_of
 from engine.domain.operators import Engine
 
@@ -26,6 +26,9 @@ BUCKET_STEPS = 64
 # Added to the exponent, so that no key of a value of up to 15 decimal places comes near 0, the bucket of 0 itself.
 BUCKET_ORIGIN = 64
 BUCKETS = "MAP<INT, BIGINT>"
+
+# What good rows have besides the columns of their topic.
+_POSITION = ("topic", "log", "partition", "offset", "kafka_time", "event_time")
 
 # 2^12 registers: Spark's default, about 1.6 % standard error, at most about 4 kB a sketch.
 HLL_LOG_REGISTERS = 12
@@ -130,6 +133,25 @@ def partial_query(view: View, table: str, engine: Engine) -> str:
     return f"SELECT {', '.join(columns)} FROM {source}{_group_by(len(view.keys))}"
 
 
+def rows_query(view: View, prefix: str, engine: Engine) -> str:
+    """Return what `partial_query` reads: the table of a view's topic, or what the tables of its topics share.
+
+    Args:
+        prefix: of the tables of good rows, before the topic's table name.
+    """
+    tables = [f"{prefix}{table_name(stream.topic)}" for stream in view.streams]
+    if len(tables) == 1:
+        return tables[0]
+    shared = [
+        name
+        for name, sql_type in view.streams[0].columns.items()
+        if all(stream.columns.get(name) == sql_type for stream in view.streams)
+    ]
+    quote = "`" if engine == "spark" else '"'
+    columns = ", ".join(f"{quote}{name}{quote}" for name in (*_POSITION, *shared))
+    return f"({' UNION ALL '.join(f'SELECT {columns} FROM {table}' for table in tables)}) AS united"
+
+
 def merge_query(view: View, table: str, engine: Engine) -> str:
     """Return SQL that merges stored rows of equal key: any split, in any order, gives the same rows."""
     columns = [*view.keys, *(f"{part.merge} AS {part.name}" for part in all_parts(view, engine))]
@@ -162,15 +184,6 @@ def stored_schema(view: View) -> pa.Schema:
     if view.every:
         fields += [pa.field(name, pa.timestamp("us")) for name in ("window_start", "window_end")]
     return pa.schema([*fields, *(pa.field(part.name, arrow_type(part.sql_type)) for part in all_parts(view, "duckdb"))])
-
-
-def stored_ddl(view: View) -> str:
-    """Return the Spark type of one stored row as a struct."""
-    fields = [(name, view.dimension_type(name)) for name in view.by]
-    if view.every:
-        fields += [("window_start", "TIMESTAMP"), ("window_end", "TIMESTAMP")]
-    fields += [(part.name, part.sql_type) for part in all_parts(view, "spark")]
-    return f"STRUCT<{', '.join(f'{name}: {sql_type}' for name, sql_type in fields)}>"
 
 
 def shown_types(view: View) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""How do typed rows become view rows in Spark? The same SQL for a batch range and for a micro-batch."""
+"""How do typed rows become view rows in Spark? The fold of a batch range; a micro-batch has `engine.fold.micro_batch`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from typing import Any
 from pyspark.sql import DataFrame, SparkSession
 
 from engine.domain import Report, View, table_name
-from engine.fold.measures import merge_query, partial_query, show_query
-
-_POSITION = ("topic", "log", "partition", "offset", "kafka_time", "event_time")
+from engine.fold.measures import merge_query, partial_query, rows_query, show_query
 
 
 def register_good_rows(good: Mapping[str, DataFrame], prefix: str = "") -> None:
@@ -19,28 +17,13 @@ def register_good_rows(good: Mapping[str, DataFrame], prefix: str = "") -> None:
         rows.createOrReplaceTempView(f"{prefix}{table_name(topic)}")
 
 
-def partials(spark: SparkSession, view: View, prefix: str = "", one_task: bool = False) -> DataFrame:
+def partials(spark: SparkSession, view: View, prefix: str = "") -> DataFrame:
     """Fold the registered good rows of a view's streams to its stored columns, one row per key.
 
     Args:
         prefix: that the good rows were registered with.
-        one_task: for a micro-batch whose rows lie in one partition: fold without a shuffle.
     """
-    tables = [f"{prefix}{table_name(stream.topic)}" for stream in view.streams]
-    if len(tables) == 1:
-        return spark.sql(partial_query(view, tables[0], "spark"))
-    shared = [
-        name
-        for name, sql_type in view.streams[0].columns.items()
-        if all(stream.columns.get(name) == sql_type for stream in view.streams)
-    ]
-    columns = ", ".join(f"`{name}`" for name in (*_POSITION, *shared))
-    union = " UNION ALL ".join(f"SELECT {columns} FROM {table}" for table in tables)
-    rows = spark.sql(union)
-    if one_task:
-        rows = rows.coalesce(1)
-    rows.createOrReplaceTempView(f"{prefix}{view.name}_rows")
-    return spark.sql(partial_query(view, f"{prefix}{view.name}_rows", "spark"))
+    return spark.sql(partial_query(view, rows_query(view, prefix, "spark"), "spark"))
 
 
 def merged(spark: SparkSession, view: View, parent: DataFrame | None, fresh: DataFrame) -> DataFrame:

@@ -67,8 +67,7 @@ class NextEpoch:
     """What a micro-batch adds: the rows at or above the chain's end, with duplicates named.
 
     Args:
-        trim: SQL that leaves out rows below the chain's end, or None where there are none.
-        duplicates: topic, partition, offset of the rows that repeat a key.
+        duplicates: offsets of the rows that repeat a key.
         valid: per partition (offset, unique key) of the rows that decode and pass every rule, duplicates included.
         counts, last: as in `Epoch`.
     """
@@ -76,12 +75,19 @@ class NextEpoch:
     number: int
     start: Position
     end: Position
-    trim: str | None
-    duplicates: pa.Table
+    duplicates: dict[Place, set[int]]
     valid: dict[Place, list[tuple[int, str]]]
     counts: dict[str, Any]
     event_time_max: str | None
     last: dict[str, Any]
+
+    def first(self, topic: str, log: str) -> dict[str, int]:
+        """Return partition → the first offset that the chain has not counted."""
+        return dict(self.start.get(topic, {}).get(log, {}))
+
+    def repeated(self, topic: str, log: str) -> dict[str, set[int]]:
+        """Return partition → offsets of the rows that repeat a key."""
+        return {p: offsets for (t, lg, p), offsets in self.duplicates.items() if (t, lg) == (topic, log)}
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -292,11 +298,9 @@ class SpeedLog:
             return None
         rows_of = _by_partition(positions)
         epoch = _Building()
-        added = 0
         for place, (first, end) in todo.items():
             rows = rows_of.get(place, positions.slice(0, 0))
             fresh = rows.filter(pc.greater_equal(rows["offset"], first))
-            added += fresh.num_rows
             _check_offsets(place, fresh["offset"], first, end)
             epoch.add(place, fresh, (first, end), self.keys)
         if epoch.holes:
@@ -306,8 +310,7 @@ class SpeedLog:
             self.next_number,
             start,
             overlay(start, last),
-            _trim(start) if added < positions.num_rows else None,  # of some partitions the chain may have all of them
-            epoch.duplicates_table(),
+            epoch.duplicates,
             epoch.valid,
             epoch.counts,
             _iso(epoch.newest),
@@ -456,7 +459,7 @@ class _Building:
         self.last: dict[str, Any] = {}
         self.holes = 0
         self.newest: int | None = None
-        self._doubles: list[tuple[str, str, int]] = []
+        self.duplicates: dict[Place, set[int]] = {}
 
     def add(self, place: Place, rows: pa.Table, covered: Range, keys: KeyWindow) -> None:
         """Count the rows of a partition that were read from the range it covers."""
@@ -467,7 +470,7 @@ class _Building:
         ]
         repeated = set(keys.duplicates(place, valid))
         self.valid[place] = valid
-        self._doubles += [(topic, p, offset) for offset in repeated]
+        self.duplicates[place] = repeated
         tally: dict[str, int] = {}
         for offset, problem in zip(offsets, problems, strict=True):
             name = problem or ("duplicate" if offset in repeated else "good")
@@ -487,12 +490,6 @@ class _Building:
         if offsets:
             stamp = stored_ms(pc.cast(rows["kafka_time"], pa.int64())[-1].as_py() // 1000)
             self.last.setdefault(topic, {}).setdefault(lg, {})[p] = [offsets[-1], stamp, rows["crc"][-1].as_py()]
-
-    def duplicates_table(self) -> pa.Table:
-        """Return topic, partition, offset of the rows that repeat a key."""
-        columns = list(zip(*self._doubles, strict=True)) or [(), (), ()]
-        schema = pa.schema([("topic", pa.string()), ("partition", pa.string()), ("offset", pa.int64())])
-        return pa.table([pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)], schema=schema)
 
 
 def _proved(
@@ -657,16 +654,6 @@ def _iso(micros: int | None) -> str | None:
         return None if micros is None else (EPOCH + timedelta(microseconds=micros)).isoformat()
     except OverflowError:
         return None
-
-
-def _trim(start: Position) -> str:
-    cases = " ".join(
-        f"WHEN '{topic}/{lg}/{p}' THEN `offset` >= {offset}"
-        for topic, logs in start.items()
-        for lg, by in logs.items()
-        for p, offset in by.items()
-    )
-    return f"CASE concat(topic, '/', log, '/', `partition`) {cases} ELSE true END"
 
 
 def _keys_table(valid: dict[Place, list[tuple[int, str]]]) -> pa.Table:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -38,7 +37,7 @@ from engine.serving.query import open_database
 from engine.serving.snapshot import Loader, Snapshot, summed
 from engine.serving.watch import Watch
 from engine.speed import chain_log
-from engine.speed.chain_log import NewChain, SpeedLog
+from engine.speed.chain_log import NewChain, NextEpoch, SpeedLog
 from engine.storage import chains, commit, compact, continuity, derived, log, versions
 from engine.storage.checkpoints import Reading
 from engine.storage.commit import StartsAbove, TooSlow
@@ -359,16 +358,6 @@ def raw_table(rows: Rows) -> pa.Table:
 # speed ----------------------------------------------------------------------------------------------------------------
 
 
-class Decoded(list[tuple[Place, int, int, bytes | None]]):
-    """Rows of a micro-batch; nothing is remembered."""
-
-    def persist(self) -> Decoded:
-        return self
-
-    def unpersist(self) -> None:
-        pass
-
-
 class Speed(stream_layer.Speed):
     """The script's query over a source that is not Spark's."""
 
@@ -379,32 +368,24 @@ class Speed(stream_layer.Speed):
         self.write = self.log.fs.create
         self.reading = reading_from(world, process, "speed", self.log.next_offsets())
 
-    def decode(self, rows: Any) -> Any:
-        return Decoded(((t, self.log.logs[t], p), offset, ms, value) for t, p, offset, ms, value in rows.rows())
+    def judge(self, rows: Any) -> Any:
+        return {TOPIC: [((t, self.log.logs[t], p), offset, ms, value) for t, p, offset, ms, value in rows.rows()]}
 
-    def judge(self, decoded: Any) -> Any:
-        return {TOPIC: decoded}
+    def positions(self, judged: Any) -> pa.Table:
+        return positions_of(judged[TOPIC])
 
-    def positions(self, typed: Any) -> pa.Table:
-        return positions_of(typed[TOPIC])
-
-    def partials(self, typed: Any, trim: str | None, duplicates: pa.Table) -> dict[str, pa.Table]:
-        starts = {place: int(offset) for place, offset in TRIMMED.findall(trim or "")}
-        doubles = set(zip(*(duplicates[n].to_pylist() for n in ("topic", "partition", "offset")), strict=True))
+    def partials(self, judged: Any, epoch: NextEpoch) -> dict[str, pa.Table]:
+        of_log = TOPIC, self.log.logs[TOPIC]
+        first, repeated = epoch.first(*of_log), epoch.repeated(*of_log)
         good = [
             event
-            for place, offset, _, value in typed[TOPIC]
-            if (event := decoded(value)) is not None
-            and offset >= starts.get("/".join(place), 0)
-            and (place[0], place[2], offset) not in doubles
+            for (_, _, p), offset, _, value in judged[TOPIC]
+            if (event := decoded(value)) is not None and offset >= first.get(p, 0) and offset not in repeated.get(p, ())
         ]
         return {TOTALS.name: folded(good)}
 
     def report(self, *_: Any) -> None:
         pass
-
-
-TRIMMED = re.compile(r"WHEN '([^']+)' THEN `offset` >= (\d+)")
 
 
 def stream(world: World) -> Callable[[Process], None]:

@@ -1,4 +1,4 @@
-"""Every view and report of every domain: Spark = DuckDB = any split merged = the recount, on a month of events.
+"""Every view and report of every domain: Spark = micro-batches = any split merged = the recount, on a month of events.
 
 The events hold duplicates, late, broken and future ones, as a producer sends them.
 """
@@ -19,8 +19,9 @@ from pyspark.sql import SparkSession
 
 from domains import DOMAINS
 from engine.domain import Domain, Stream, View
-from engine.fold import measures, spark_fold
+from engine.fold import measures, micro_batch, spark_fold
 from engine.fold.decode import decode_stream, decoded_columns
+from engine.fold.duplicates import KeyWindow
 from engine.fold.quality import judged, with_duplicates
 from engine.produce.messages import mix
 from engine.runtime import settings
@@ -34,9 +35,10 @@ SHARES = {"duplicate_share": 0.05, "late_share": 0.05, "broken_share": 0.03, "fu
 
 
 class Sample(NamedTuple):
-    """Judged rows of every topic as Spark has them, and the same log loaded into the recount."""
+    """Raw rows of every topic, judged ones as Spark has them, and the same log loaded into the recount."""
 
     domain: Domain
+    raw: dict[str, pa.Table]
     tables: dict[str, pa.Table]
     recount: duckdb.DuckDBPyConnection
     as_of: dict[str, Any]
@@ -61,18 +63,18 @@ def made_log(domain: Domain) -> dict[str, list[tuple[int, bytes]]]:
 @pytest.fixture(scope="module", params=DOMAINS, ids=lambda domain: domain.name)
 def sample(request: pytest.FixtureRequest, spark: SparkSession) -> Sample:
     domain: Domain = request.param
-    tables, chunks, end = {}, [], {}
+    logs, tables, chunks, end = {}, {}, [], {}
     for topic, rows in made_log(domain).items():
         stream = domain.stream(topic)
         table = raw([text_of(value) for _, value in rows])
         times = pa.array([moment * 1000 for moment, _ in rows], pa.timestamp("us", "UTC"))
         table = table.set_column(table.schema.get_field_index("timestamp"), "timestamp", times)
-        tables[topic] = judged_rows(spark, stream, table)
+        logs[topic], tables[topic] = table, judged_rows(spark, stream, table)
         chunks.append(((topic, "L", "0"), table))
         end[topic] = {"L": {"0": len(rows)}}
     recount = open_database()
     load(recount, domain, chunks, EVENTS)
-    return Sample(domain, tables, recount, {"horizon": end, "coverage": end})
+    return Sample(domain, logs, tables, recount, {"horizon": end, "coverage": end})
 
 
 def text_of(value: bytes) -> str | bytes:
@@ -139,10 +141,75 @@ def test_every_view_is_what_the_recount_says_whole_and_split(sample: Sample, spa
         assert_same(view.name, view.keys, spark.sql(in_spark).toArrow().to_pylist(), wanted)
 
 
+MICRO_BATCHES = 5
+
+
+def in_micro_batches(spark: SparkSession, sample: Sample) -> dict[str, list[pa.Table]]:
+    """View → its partials of consecutive micro-batches; each but the first begins below the end of the one before."""
+    domain = sample.domain
+    windows = {stream.topic: stream.duplicate_window for stream in domain.streams}
+    keys, done = KeyWindow(windows), dict.fromkeys(domain.topics, 0)
+    found: dict[str, list[pa.Table]] = {view.name: [] for view in domain.views}
+    for number in range(1, MICRO_BATCHES + 1):
+        raw = []
+        for topic, table in sample.raw.items():
+            first, end = max(0, done[topic] - 7), len(table) * number // MICRO_BATCHES
+            topics = pa.repeat(pa.scalar(topic), end - first)
+            raw.append(table.slice(first, end - first).append_column("topic", topics))
+        rows = pa.concat_tables(raw)
+        rows = rows.append_column("partition", pa.repeat(pa.scalar("0"), len(rows)))
+        job = spark.createDataFrame(rows).mapInArrow(
+            micro_batch.judge_domain(domain), micro_batch.judged_schema(domain)
+        )
+        judged = micro_batch.rows_of_topics(job.toArrow(), domain, dict.fromkeys(domain.topics, "L"))
+        good = {}
+        for topic, own in judged.items():
+            place, first = (topic, "L", "0"), done[topic]
+            valid = [
+                (offset, key)
+                for offset, key, problem in zip(
+                    *(own[n].to_pylist() for n in ("offset", "ukey", "problem")), strict=True
+                )
+                if problem is None and offset >= first
+            ]
+            repeated = set(keys.duplicates(place, valid))
+            keys.remember(place, valid)
+            good[topic] = micro_batch.good_rows(own, {"0": first}, {"0": repeated})
+            done[topic] = max(own["offset"].to_pylist()) + 1
+        for view, table in micro_batch.partials(domain.views, good).items():
+            found[view].append(table)
+    return found
+
+
+def test_micro_batches_are_what_the_recount_says_alone_and_with_a_batch_range(
+    sample: Sample, spark: SparkSession
+) -> None:
+    """The speed layer folds in DuckDB, the batch layer in Spark: both, and one added to the other, are exact."""
+    pieces = in_micro_batches(spark, sample)
+    for view in sample.domain.views:
+        wanted = view_rows(
+            sample.recount, sample.domain, view, Question(view.by, columns=(*view.measures, *view.shown)), sample.as_of
+        )
+        assert_same(view.name, view.keys, shown(view, pieces[view.name]), wanted)
+    ends = {topic: len(table) * 2 // MICRO_BATCHES for topic, table in sample.raw.items()}
+    spark_fold.register_good_rows(
+        {
+            topic: spark.createDataFrame(table).where(f"problem IS NULL AND `offset` < {ends[topic]}")
+            for topic, table in sample.tables.items()
+        }
+    )
+    for view in sample.domain.views:
+        by_batch = spark_fold.partials(spark, view).toArrow()
+        wanted = view_rows(
+            sample.recount, sample.domain, view, Question(view.by, columns=(*view.measures, *view.shown)), sample.as_of
+        )
+        assert_same(view.name, view.keys, shown(view, [by_batch, *pieces[view.name][2:]]), wanted)
+
+
 def shown(view: View, pieces: list[pa.Table]) -> list[dict[str, Any]]:
     connection = duckdb.connect()
     measures.register(connection)
-    connection.register("pieces", pa.concat_tables(pieces).cast(measures.stored_schema(view)))
+    connection.register("pieces", pa.concat_tables(piece.cast(measures.stored_schema(view)) for piece in pieces))
     merged = f"({measures.merge_query(view, 'pieces', 'duckdb')}) AS merged"
     rows: pa.Table = connection.sql(measures.show_query(view, merged, "duckdb")).to_arrow_table()
     return rows.to_pylist()
