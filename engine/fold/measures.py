@@ -104,7 +104,9 @@ def shown_as(view: View, name: str, engine: Engine) -> str:
             return spark if engine == "spark" else f"hll_estimate({name}__hll)"
         case "quantiles":
             return _shown_quantile(f"{measure.columns[0].lower()}__counts", measure.at or "", engine)
-    return name
+        case "count" | "sum" | "min" | "max":
+            return name
+    raise AssertionError(measure.kind)
 
 
 def all_parts(view: View, engine: Engine) -> tuple[Part, ...]:

@@ -19,12 +19,10 @@ import pytest
 from domains.learning import LEARNING
 from engine import verify
 from engine.domain import Domain, Stream, View, avg, count, distinct, max_of, quantile
-from engine.domain.declarations import MEASURE_KINDS
 from engine.serving import proof
 from engine.serving.parameters import view_query
 from engine.verify.__main__ import furthest, json_text, main, recorded
 from engine.verify.compare import (
-    TESTS,
     Answer,
     compare_rows,
     completeness_differences,
@@ -311,20 +309,6 @@ def test_a_proof_names_the_group_and_shows_both_sides(
         {"key": [None], "column": None, "served": exact(other), "recomputed": None},
         {"key": ["north"], "column": None, "served": None, "recomputed": exact({**row, "payers": 100})},
     ]
-
-
-def test_every_kind_of_measure_says_when_two_of_it_are_the_same() -> None:
-    assert {*MEASURE_KINDS, "show"} == set(TESTS)
-
-
-@DOORS
-def test_a_kind_of_measure_that_nobody_knows_is_an_error_and_not_compared_somehow(
-    door: Any, till: duckdb.DuckDBPyConnection, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    row = _counted(till)
-    monkeypatch.delitem(TESTS, "quantiles")  # type: ignore[arg-type]
-    with pytest.raises(NotImplementedError, match=r"'quantiles' such as 'half'.*engine/verify/compare\.py:TESTS"):
-        door(till, row, monkeypatch)
 
 
 # Completeness ------------------------------------------------------------------------------------------------------
