@@ -21,7 +21,8 @@ from engine import verify
 from engine.domain import Domain, Stream, View, avg, count, distinct, max_of, quantile
 from engine.serving import proof
 from engine.serving.parameters import view_query
-from engine.verify.__main__ import furthest, json_text, main, recorded
+from engine.verify.__main__ import main
+from engine.verify.ask import recorded
 from engine.verify.compare import (
     Answer,
     compare_rows,
@@ -32,6 +33,8 @@ from engine.verify.compare import (
     same,
     view_differences,
 )
+from engine.verify.judge import furthest
+from engine.verify.prove import json_text
 from engine.verify.rawlog import Account, RawLog, Segment, visible
 from engine.verify.recompute import BadQuestion, Distinct, moment, question_of, view_rows
 from engine.verify.recount import load, open_database
@@ -39,7 +42,7 @@ from tests.unit.localfs import LocalFs
 from tests.unit.test_reports import ingest
 
 ENGINE = Path(verify.__file__).parent
-OURS = {"__main__", "compare", "rawlog", "recompute", "recount"}
+OURS = {"__main__", "ask", "compare", "judge", "prove", "rawlog", "recompute", "recount"}
 ALLOWED = {"engine.domain", "engine.runtime.settings", "domains", *(f"engine.verify.{name}" for name in OURS)}
 OUTSIDE = {"duckdb", "pyarrow", "hdfs_native", "kafka", "numpy", "datasketches"}
 
@@ -239,7 +242,7 @@ def _proven(con: duckdb.DuckDBPyConnection, row: dict[str, Any], monkeypatch: py
     request = proof.request(TILL, view_query(SHOPS, ()), AS_OF["coverage"], [row])
     answer = io.StringIO()
     with monkeypatch.context() as patched:
-        patched.setattr("engine.verify.__main__.read_log", lambda *_, **__: (_ReadLog(), con))
+        patched.setattr("engine.verify.prove.read_log", lambda *_, **__: (_ReadLog(), con))
         patched.setattr("sys.stdin", io.StringIO(request.decode()))
         patched.setattr("sys.stdout", answer)
         assert main(["--proof"]) == 0
