@@ -3,7 +3,7 @@
 Reads:   the serving layer's answers, raw segments on HDFS, and Kafka from their head up to the answers' coverage.
 Writes:  nothing.
 Promise: every group of every answer is recounted at the answer's own `as_of` by code that shares nothing with the
-         layers but the declarations (`engine.verify.rawlog`, `engine.verify.recount`, `engine.verify.recompute`).
+         layers but the declarations (`engine.verify.rawlog`, `engine.verify.rows`, `engine.verify.answers`).
 
 What may differ by how much is said in `engine.verify.compare`, for all answers and for the proof of one alike.
 
@@ -28,11 +28,11 @@ import domains
 from engine.domain import DeclarationError
 from engine.runtime.settings import SettingsError, environment
 from engine.runtime.settings import load as load_settings
+from engine.verify.answers import BadQuestion
 from engine.verify.ask import Unanswered, recorded
 from engine.verify.compare import Difference
 from engine.verify.judge import judge_each, live
 from engine.verify.prove import BrokenLog, json_text, prove, recounted
-from engine.verify.recompute import BadQuestion
 
 SHOWN_DIFFERENCES = 20
 

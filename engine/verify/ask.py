@@ -11,8 +11,8 @@ from decimal import Decimal
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
+from engine.verify.answers import BadQuestion, Row
 from engine.verify.compare import Answer
-from engine.verify.recompute import BadQuestion, Row
 
 # Rows of a page, and how often something is asked for that is not there yet, or not any more.
 PAGE, ATTEMPTS = 10_000, 5

@@ -19,8 +19,7 @@ from urllib.parse import urlencode
 import duckdb
 
 from engine.domain import MEASURE_KINDS, Comparison, Domain, Report, View
-from engine.verify.rawlog import RawLog
-from engine.verify.recompute import (
+from engine.verify.answers import (
     BadQuestion,
     Row,
     moment,
@@ -30,6 +29,7 @@ from engine.verify.recompute import (
     unknown_fields,
     view_rows,
 )
+from engine.verify.rawlog import RawLog
 
 SHARE = 1e-9
 # HLL of 2^12 registers: 1.04 / sqrt(2^12) standard error, five of them; below some 200 values it only knows collisions.

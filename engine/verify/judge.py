@@ -16,6 +16,7 @@ from kafka.errors import KafkaError
 
 from engine.domain import Domain
 from engine.runtime.settings import Settings
+from engine.verify.answers import BadQuestion
 from engine.verify.ask import Unanswered, get_json, whole_answer
 from engine.verify.compare import (
     Answer,
@@ -28,8 +29,7 @@ from engine.verify.compare import (
     view_differences,
 )
 from engine.verify.rawlog import RawLog, definition_in_manifest
-from engine.verify.recompute import BadQuestion
-from engine.verify.recount import load, open_database
+from engine.verify.rows import load, open_database
 
 
 def live(settings: Settings, domain: Domain, base: str, view: str | None) -> tuple[list[Difference], int]:

@@ -14,10 +14,7 @@ from typing import Any
 
 from engine.domain import Domain, View
 from engine.runtime.settings import Settings
-from engine.verify.compare import Answer, Difference, compare_rows, tests_of
-from engine.verify.judge import furthest, read_log
-from engine.verify.rawlog import RawLog
-from engine.verify.recompute import (
+from engine.verify.answers import (
     BadQuestion,
     Question,
     checked,
@@ -27,6 +24,9 @@ from engine.verify.recompute import (
     report_rows,
     view_rows,
 )
+from engine.verify.compare import Answer, Difference, compare_rows, tests_of
+from engine.verify.judge import furthest, read_log
+from engine.verify.rawlog import RawLog
 
 # So many faults of a raw log are named.
 SHOWN_FAULTS = 20

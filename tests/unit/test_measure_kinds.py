@@ -33,8 +33,8 @@ from engine.fold import measures
 from engine.serving.openapi import describe
 from engine.serving.parameters import BadQuery, view_query
 from engine.verify import compare
-from engine.verify.recompute import question_of, view_rows
-from engine.verify.recount import load, open_database, table_of
+from engine.verify.answers import question_of, view_rows
+from engine.verify.rows import load, open_database, table_of
 from tests.unit import test_measures
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -19,7 +19,7 @@ import engine.domain.stream as stream_module
 from engine.domain import Domain, Stream, View, count, each
 from engine.fold.decode import decode_rows
 from engine.storage.log import typed_root
-from engine.verify.recount import load, open_database, table_of, typed_table
+from engine.verify.rows import load, open_database, table_of, typed_table
 from tests.unit.test_decode import raw
 from tests.unit.test_domain_answers import judged_rows
 

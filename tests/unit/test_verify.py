@@ -22,6 +22,7 @@ from engine.domain import Domain, Stream, View, avg, count, distinct, max_of, qu
 from engine.serving import proof
 from engine.serving.parameters import view_query
 from engine.verify.__main__ import main
+from engine.verify.answers import BadQuestion, Distinct, moment, question_of, view_rows
 from engine.verify.ask import recorded
 from engine.verify.compare import (
     Answer,
@@ -36,13 +37,12 @@ from engine.verify.compare import (
 from engine.verify.judge import furthest
 from engine.verify.prove import json_text
 from engine.verify.rawlog import Account, RawLog, Segment, visible
-from engine.verify.recompute import BadQuestion, Distinct, moment, question_of, view_rows
-from engine.verify.recount import load, open_database
+from engine.verify.rows import load, open_database
 from tests.unit.localfs import LocalFs
 from tests.unit.test_reports import ingest
 
 ENGINE = Path(verify.__file__).parent
-OURS = {"__main__", "ask", "compare", "judge", "prove", "rawlog", "recompute", "recount"}
+OURS = {"__main__", "ask", "compare", "judge", "prove", "rawlog", "answers", "rows"}
 ALLOWED = {"engine.domain", "engine.runtime.settings", "domains", *(f"engine.verify.{name}" for name in OURS)}
 OUTSIDE = {"duckdb", "pyarrow", "hdfs_native", "kafka", "numpy", "datasketches"}
 
