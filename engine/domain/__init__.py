@@ -3,27 +3,15 @@
 `from engine.domain import …` gives what a domain file needs; every other package reads declarations through it.
 """
 
-from engine.domain.declarations import (
-    ALL_ROWS,
-    FIELD_NAME,
-    FRESH_ROWS,
-    FURTHER_FIELDS,
-    FUTURE_RULE,
-    GRAINS,
-    NEW_ROWS,
-    OTHER_FIELDS,
-    UNKNOWN_FIELDS,
-    DeclarationError,
-    Domain,
-    Maker,
+from engine.domain.domain import ALL_ROWS, NEW_ROWS, Domain, table_name
+from engine.domain.measure import (
+    MEASURE_KINDS,
+    Comparison,
     Measure,
-    Report,
-    Stream,
-    View,
+    MeasureKind,
     avg,
     count,
     distinct,
-    each,
     first,
     last,
     max_of,
@@ -31,25 +19,39 @@ from engine.domain.declarations import (
     quantile,
     stddev,
     sum_of,
-    table_name,
-    unknown_order,
 )
 from engine.domain.operators import decimal_of
+from engine.domain.report import Report
+from engine.domain.sql import DeclarationError
+from engine.domain.stream import (
+    FIELD_NAME,
+    FURTHER_FIELDS,
+    FUTURE_RULE,
+    OTHER_FIELDS,
+    UNKNOWN_FIELDS,
+    Maker,
+    Stream,
+    each,
+    unknown_order,
+)
+from engine.domain.view import GRAINS, View
 
 __all__ = [
     "ALL_ROWS",
     "FIELD_NAME",
-    "FRESH_ROWS",
     "FURTHER_FIELDS",
     "FUTURE_RULE",
     "GRAINS",
+    "MEASURE_KINDS",
     "NEW_ROWS",
     "OTHER_FIELDS",
     "UNKNOWN_FIELDS",
+    "Comparison",
     "DeclarationError",
     "Domain",
     "Maker",
     "Measure",
+    "MeasureKind",
     "Report",
     "Stream",
     "View",

@@ -1,6 +1,6 @@
 """What does a raw row say? JSON is parsed once, here, for batch and speed; `docs/decode.md` is the table it follows.
 
-Who changes what the same bytes mean raises `engine.domain.declarations.DECODE_VERSION`.
+Who changes what the same bytes mean raises `engine.domain.stream.DECODE_VERSION`.
 
 Rows that msgspec decodes and encodes back to the very same bytes are plain: no name occurs twice, every number is
 written in its shortest form. Everything else goes through a strict walk with the standard library's parser. Columns

@@ -26,6 +26,9 @@ BUCKET_STEPS = 64
 # Added to the exponent, so that no key of a value of up to 15 decimal places comes near 0, the bucket of 0 itself.
 BUCKET_ORIGIN = 64
 BUCKETS = "MAP<INT, BIGINT>"
+# A bucket within a row as one number: the row above these bits, below them the key, moved so that it is not negative.
+_KEY_BITS = 32
+_KEY_ORIGIN, _KEY_MASK = 1 << (_KEY_BITS - 1), (1 << _KEY_BITS) - 1
 
 # What good rows have besides the columns of their topic.
 _POSITION = ("topic", "log", "partition", "offset", "kafka_time", "event_time")
@@ -107,7 +110,9 @@ def shown_as(view: View, name: str, engine: Engine) -> str:
             return spark if engine == "spark" else f"hll_estimate({name}__hll)"
         case "quantiles":
             return _shown_quantile(f"{measure.columns[0].lower()}__counts", measure.at or "", engine)
-    return name
+        case "count" | "sum" | "min" | "max":
+            return name
+    raise AssertionError(measure.kind)
 
 
 def all_parts(view: View, engine: Engine) -> tuple[Part, ...]:
@@ -253,7 +258,11 @@ def _buckets(stored: str, value: str, engine: Engine) -> Part:
 
 
 def _counted_by_bucket(view: View, measure: Measure, columns: list[str], source: str) -> str:
-    """Spark SQL of a partial whose rows are first folded per bucket, then merged with the buckets as one map."""
+    """Spark SQL of a partial whose rows are first folded per bucket, then merged with the buckets as one map.
+
+    Of events 3.7, 3.7 and 0 in group `a` the inner query makes the rows (a, 4215, 2) and (a, 0, 1), in which every other
+    measure is a partial of those events; the outer one merges them to (a, {0: 1, 4215: 2}).
+    """
     (stored,) = (part.name for part in _parts_of_kind(view, "quantiles"))
     others = [part for part in all_parts(view, "spark") if part.name != stored]
     inner = [*columns, f"{_bucket(_value(view, measure, 'spark'))} AS bucket__", "count(1) AS rows__"]
@@ -276,6 +285,9 @@ def _parts_of_kind(view: View, kind: str) -> list[Part]:
 def _bucket(value: str) -> str:
     """SQL of the bucket of a number: 0 for 0, else its sign times 1 + steps from the smallest power of two.
 
+    3.7 lies between 2^1 and 2^2, 1.85 times the lower one: exponent 1, step floor(0.85 * 64) = 54, so its bucket is
+    (1 + 64) * 64 + 1 + 54 = 4215, that of -3.7 is -4215. It holds 3.6875 to 3.71875 and is shown as 3.703125.
+
     A logarithm may be wrong in its last digit, so its floor may be one off; what is left after the (exact) division by
     that power of two tells, and the steps are counted from the right one.
     """
@@ -295,7 +307,7 @@ def _bucket(value: str) -> str:
 
 
 def bucket_value(key: int) -> float:
-    """Return the middle of a bucket."""
+    """Return the middle of a bucket: 3.703125 of 4215, see `_bucket`."""
     if key == 0:
         return 0.0
     exponent, step = divmod(abs(key) - 1, BUCKET_STEPS)
@@ -416,7 +428,11 @@ def _hll_estimate(sketch: bytes | None) -> int:
 
 
 def _buckets_merge(lists: pa.Array) -> pa.Array:
-    """For each list of maps from bucket to count: one map with the counts added, by bucket."""
+    """For each list of maps from bucket to count: one map with the counts added, by bucket.
+
+    [{4215: 2}, {0: 1, 4215: 3}] becomes {0: 1, 4215: 5}. All rows are added in one go: each entry is marked with its row
+    and key in one number, and equal numbers are summed; sorted, they are in the order of rows, then keys.
+    """
     lists = _one_chunk(lists)
     maps = lists.flatten()
     lengths = lists.value_lengths().fill_null(0).to_numpy()
@@ -427,11 +443,11 @@ def _buckets_merge(lists: pa.Array) -> pa.Array:
     first, end = (maps.offsets[0].as_py(), maps.offsets[-1].as_py()) if len(maps) else (0, 0)
     keys = maps.keys.slice(first, end - first).to_numpy() if len(maps) else np.zeros(0, np.int64)
     counts = maps.items.slice(first, end - first).to_numpy() if len(maps) else np.zeros(0, np.int64)
-    place, index = np.unique((row << 32) + (keys.astype(np.int64) + (1 << 31)), return_inverse=True)
+    place, index = np.unique((row << _KEY_BITS) + (keys.astype(np.int64) + _KEY_ORIGIN), return_inverse=True)
     sums = np.zeros(len(place), np.int64)
     np.add.at(sums, index, counts)
-    offsets = np.searchsorted(place >> 32, np.arange(len(lists) + 1))
-    merged_keys = ((place & 0xFFFFFFFF) - (1 << 31)).astype(np.int32)
+    offsets = np.searchsorted(place >> _KEY_BITS, np.arange(len(lists) + 1))
+    merged_keys = ((place & _KEY_MASK) - _KEY_ORIGIN).astype(np.int32)
     return pa.MapArray.from_arrays(
         pa.array(offsets, pa.int32()), pa.array(merged_keys, pa.int32()), pa.array(sums, pa.int64())
     )

@@ -22,6 +22,8 @@ from engine.fold.measures import partial_query, register, rows_query, stored_sch
 
 # What batch keeps of a decoded row, and no view or rule speaks of.
 NOT_FOLDED = ("unknown", "value", "value_bytes")
+# Before a topic's table name, which may be a word of DuckDB's own.
+GOOD_ROWS = "good_"
 
 
 def judged_columns(stream: Stream) -> dict[str, str]:
@@ -111,10 +113,10 @@ def partials(views: tuple[View, ...], good: Mapping[str, pa.Table]) -> dict[str,
     """Fold the good rows of each topic to the stored columns of every view, one row per key."""
     with database().cursor() as cursor:
         for topic, rows in good.items():
-            cursor.register(table_name(topic), without_zones(rows))
+            cursor.register(f"{GOOD_ROWS}{table_name(topic)}", without_zones(rows))
         folded = {}
         for view in views:
-            query = partial_query(view, rows_query(view, "", "duckdb"), "duckdb")
+            query = partial_query(view, rows_query(view, GOOD_ROWS, "duckdb"), "duckdb")
             folded[view.name] = cursor.sql(query).to_arrow_table().cast(stored_schema(view))
         return folded
 

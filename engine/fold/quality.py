@@ -2,7 +2,7 @@
 
 A duplicate is a valid row (it decodes and passes every rule) whose unique key stood in a valid row of the same log and
 partition at most W offsets before: with W = 100 and one key at 7, 107 and 208, offset 107 is a duplicate and 208 is an
-event. The speed layer finds the same ones in `engine.fold.duplicates`, the recount in `engine.verify.recount`.
+event. The speed layer finds the same ones in `engine.fold.duplicates`, the recount in `engine.verify.rows`.
 
 A row's problem depends on the row and on earlier offsets of its partition only, never on the clock, on segment
 borders or on the order of work, so batch, speed and recount agree and two runs at once write the same bytes.

@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl
 
 import pyarrow as pa
 
-from engine.domain import GRAINS, Measure, Report, View
+from engine.domain import GRAINS, MEASURE_KINDS, Measure, Report, View
 from engine.fold.measures import arrow_type
 from engine.runtime.notation import BadQuery, time_of
 from engine.serving.query import Filter, Query
@@ -30,7 +30,7 @@ PARTS = ("merged", "batch", "speed")
 LIMIT_DEFAULT, LIMIT_MAX, ALL_ROWS = 100, 10_000, 2**60
 REPEATABLE = {"by", "measures", "order", "domain", "topic", "problem", "partition", "key"}
 # What an exploded view can still answer when one event may stand in several of the rows that are added.
-OVERLAP_SAFE = ("min", "max", "first", "last", "distinct")
+OVERLAP_SAFE = tuple(name for name, kind in MEASURE_KINDS.items() if kind.overlap_safe)
 
 Params = Sequence[tuple[str, str]]
 

@@ -18,9 +18,8 @@ from urllib.parse import urlencode
 
 import duckdb
 
-from engine.domain import Domain, Report, View
-from engine.verify.rawlog import RawLog
-from engine.verify.recompute import (
+from engine.domain import MEASURE_KINDS, Comparison, Domain, Report, View
+from engine.verify.answers import (
     BadQuestion,
     Row,
     moment,
@@ -30,6 +29,7 @@ from engine.verify.recompute import (
     unknown_fields,
     view_rows,
 )
+from engine.verify.rawlog import RawLog
 
 SHARE = 1e-9
 # HLL of 2^12 registers: 1.04 / sqrt(2^12) standard error, five of them; below some 200 values it only knows collisions.
@@ -110,32 +110,14 @@ def estimated(served: Any, counted: Any) -> bool:
     return _is_number(served) and abs(served - counted) <= error and served == getattr(counted, "estimate", served)
 
 
-# Kind of a measure, or `show` for a column that is derived from measures → when it says the same.
-TESTS: Mapping[str, Callable[[Any, Any], bool]] = {
-    "count": same,
-    "sum": same,
-    "min": same,
-    "max": same,
-    "first": same,
-    "last": same,
-    "quantiles": same,
-    "avg": near,
-    "stddev": near,
-    "show": near,
-    "distinct": estimated,
-}
+# How a kind of measure is compared, as `engine.domain.measure.MEASURE_KINDS` declares it → when two are the same.
+TESTS: Mapping[Comparison, Callable[[Any, Any], bool]] = {"exact": same, "rounded": near, "estimated": estimated}
 
 
 def tests_of(view: View, columns: Iterable[str]) -> dict[str, Callable[[Any, Any], bool]]:
-    """Return column → how it is compared. Raises NotImplementedError for a kind of measure that nobody knows here."""
-    kinds = {name: view.measures[name].kind if name in view.measures else "show" for name in columns}
-    if unknown := [name for name, kind in kinds.items() if kind not in TESTS]:
-        name = unknown[0]
-        raise NotImplementedError(
-            f"view '{view.name}': nobody says when two '{kinds[name]}' such as '{name}' are the same; "
-            "write it in engine/verify/compare.py:TESTS"
-        )
-    return {name: TESTS[kind] for name, kind in kinds.items()}
+    """Return column → how it is compared; what is shown of measures comes from divisions."""
+    comparisons = {name: MEASURE_KINDS[measure.kind].comparison for name, measure in view.measures.items()}
+    return {name: TESTS[comparisons.get(name, "rounded")] for name in columns}
 
 
 def _time(text: str) -> datetime | None:

@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 
 from engine.runtime.settings import Settings
-from engine.verify.recount import Chunk, Place
+from engine.verify.rows import Chunk, Place
 
 Position = Mapping[str, Mapping[str, Mapping[str, int]]]
 

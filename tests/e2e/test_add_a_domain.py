@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from domains import DOMAINS
-from engine.domain import DeclarationError, Domain, Report, Stream, View, declarations
+from engine.domain import DeclarationError, Domain, Report, Stream, View, measure
 from engine.fold.measures import all_parts
 from tests.conftest import Stack
 from tests.e2e.conftest import ROOT, SHARES, Pipeline, copy_repository
@@ -93,11 +93,11 @@ def test_the_table_of_measures_names_each_of_them_and_what_it_stores() -> None:
     stream = declared(blocks("python")[0]).streams[0]
     for name, stored, *_ in table:
         arguments = {"count": (), "quantile": ("weight_kg", "0.5")}.get(code(name), ("weight_kg",))
-        measure = getattr(declarations, code(name))(*arguments)
-        view = View("v", (stream,), (), {"m": measure})
-        kinds.add(measure.kind)
+        made = getattr(measure, code(name))(*arguments)
+        view = View("v", (stream,), (), {"m": made})
+        kinds.add(made.kind)
         assert [part.name for part in all_parts(view, "duckdb")] == re.findall(r"`(\w+)`", stored)
-    assert kinds == set(declarations.MEASURE_KINDS)
+    assert kinds == set(measure.MEASURE_KINDS)
 
 
 # What stands there, what is written instead, and what is said then.

@@ -25,8 +25,8 @@ from engine.fold.duplicates import KeyWindow
 from engine.fold.quality import judged, with_duplicates
 from engine.produce.messages import mix
 from engine.runtime import settings
-from engine.verify.recompute import Question, report_rows, view_rows
-from engine.verify.recount import load, open_database
+from engine.verify.answers import Question, report_rows, view_rows
+from engine.verify.rows import load, open_database
 from tests.unit.test_decode import raw
 
 EVENTS, ON_THE_FIRST_DAY = 8_000, 5_000

@@ -20,7 +20,7 @@ from engine.domain import FUTURE_RULE, Domain, Stream, View, count, decimal_of
 from engine.fold.decode import decode_rows, decode_stream, decoded_columns
 from engine.fold.duplicates import KeyWindow
 from engine.fold.quality import judged, with_duplicates
-from engine.verify.recount import load, open_database
+from engine.verify.rows import load, open_database
 from tests.unit.test_decode import raw
 
 W = 5

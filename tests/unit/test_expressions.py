@@ -26,8 +26,8 @@ from engine.fold.decode import decode_rows, decode_stream, decoded_columns
 from engine.fold.measures import arrow_type
 from engine.fold.quality import judged
 from engine.serving import query
-from engine.verify.recompute import question_of, view_rows
-from engine.verify.recount import load, open_database
+from engine.verify.answers import question_of, view_rows
+from engine.verify.rows import load, open_database
 from tests.unit.test_decode import raw
 
 FIELDS = {

@@ -242,6 +242,17 @@ def test_values_at_the_borders_of_buckets_lie_in_the_same_bucket_in_spark_duckdb
         assert abs(middle - float(x)) <= 0.008 * abs(float(x))
 
 
+def test_the_example_of_a_bucket_is_true() -> None:
+    connection = duckdb.connect()
+    measures.register(connection)
+    edges = ("3.7", "-3.7", "0", "3.6875", "3.6874", "3.71874", "3.71875")
+    (keys,) = connection.sql(f"SELECT {', '.join(measures._bucket(value) for value in edges)}").fetchall()
+    assert keys == (4215, -4215, 0, 4215, 4214, 4215, 4216)
+    assert measures.bucket_value(4215) == 3.703125
+    maps = "[MAP {4215: 2::BIGINT}, MAP {0: 1::BIGINT, 4215: 3::BIGINT}]"
+    assert connection.sql(f"SELECT buckets_merge({maps})").fetchall() == [({0: 1, 4215: 5},)]
+
+
 def test_a_view_without_dimensions_or_windows_is_one_row_and_none_without_events() -> None:
     view = View("total", (STREAM,), by=(), measures={"n": count()})
     assert shown(view, [table(random_rows(1, 10)), table(random_rows(2, 5))]) == [{"n": 15}]

@@ -26,8 +26,8 @@ from engine.domain import (
     stddev,
     sum_of,
 )
-from engine.verify import recount
-from engine.verify.recompute import (
+from engine.verify import rows as judged_rows
+from engine.verify.answers import (
     deviation,
     estimate,
     matching_events,
@@ -36,7 +36,7 @@ from engine.verify.recompute import (
     report_rows,
     view_rows,
 )
-from engine.verify.recount import Malformed, load, open_database, parse_event, typed_table
+from engine.verify.rows import Malformed, load, open_database, parse_event, typed_table
 
 # docs/decode.md, the first table ----------------------------------------------------------------------------------
 
@@ -130,7 +130,7 @@ NEEDY = Stream(
 
 def read_row(stream: Stream, text: str) -> tuple[Any, ...]:
     """The typed values of one event in the order of the columns, times in epoch µs. Raises Malformed."""
-    return recount._row(parse_event(text), recount._readers(stream))
+    return judged_rows._row(parse_event(text), judged_rows._readers(stream))
 
 
 @pytest.mark.parametrize("absent", ["k", "t", "u", "r"])
@@ -529,7 +529,7 @@ def test_every_row_of_the_log_has_the_problem_that_was_judged_by_hand(shop: duck
         ("t.clicks", "C", "0"): {"good": 4, "malformed": 1, "duplicate": 1},
     }
     judged = shop.execute(
-        f"SELECT \"offset\", problem FROM {recount.table_of(DOMAIN, 't-orders')} WHERE log = 'A' AND partition = '0'"
+        f"SELECT \"offset\", problem FROM {judged_rows.table_of(DOMAIN, 't-orders')} WHERE log = 'A' AND partition = '0'"
     )
     assert {offset: problem for offset, problem in judged.fetchall() if problem} == {
         **dict.fromkeys((8, 9), "duplicate"),
@@ -685,7 +685,7 @@ def test_a_second_process_reads_the_same_rows() -> None:
     rows = [(n, "10:00:00", f'{{"id": {n}, "who": "u", "kind": "view"}}') for n in range(50)]
     chunk = (("t.clicks", "C", "0"), _raw([*rows, (50, "10:00:00", "broken")]))
     con = open_database()
-    assert load(con, DOMAIN, [chunk], recount.SHARED_FROM_ROWS) == 51
+    assert load(con, DOMAIN, [chunk], judged_rows.SHARED_FROM_ROWS) == 51
     assert problem_counts(con, DOMAIN, {}, {"t.clicks": {"C": {"0": 51}}}) == {
         ("t.clicks", "C", "0"): {"good": 50, "malformed": 1}
     }

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pytest
 from starlette.testclient import TestClient
 
-from engine.domain import count, declarations
+from engine.domain import count
+from engine.domain.stream import DECODE_VERSION
 from engine.runtime.settings import load
 from engine.serving.materialise import PRUNE_SECONDS, STAND_BY_SECONDS, Materialiser, OtherCluster, Writer, step_all
 from engine.serving.query import open_database
@@ -362,7 +363,7 @@ def test_a_version_of_older_code_is_served_until_it_is_built_anew(
 ) -> None:
     world.epochs(6)
     world.version(1, 4)
-    monkeypatch.setattr(declarations, "DECODE_VERSION", declarations.DECODE_VERSION + 1)
+    monkeypatch.setattr("engine.domain.stream.DECODE_VERSION", DECODE_VERSION + 1)
     world.start()
     service = Service(
         load(env_file=None), [SHOP], world.fs, clock=lambda: world.now, store=world.store if stored else None

@@ -15,10 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyspark.sql import SparkSession
 
-from engine.domain import Domain, Stream, View, count, declarations, each
+import engine.domain.stream as stream_module
+from engine.domain import Domain, Stream, View, count, each
 from engine.fold.decode import decode_rows
 from engine.storage.log import typed_root
-from engine.verify.recount import load, open_database, table_of, typed_table
+from engine.verify.rows import load, open_database, table_of, typed_table
 from tests.unit.test_decode import raw
 from tests.unit.test_domain_answers import judged_rows
 
@@ -255,7 +256,7 @@ def test_a_decoder_that_reads_otherwise_and_a_later_future_change_the_hash(monke
     hashes = {OLD.schema_hash}
     for name in ("DECODE_VERSION", "FUTURE_LIMIT_MINUTES"):
         with monkeypatch.context() as patch:
-            patch.setattr(declarations, name, getattr(declarations, name) + 1)
+            patch.setattr(stream_module, name, getattr(stream_module, name) + 1)
             hashes.add(OLD.schema_hash)
     assert len(hashes) == 3
 

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from engine.domain import declarations
+from engine.domain.view import MEASURES_VERSION
 from engine.runtime.kafka import PartitionState, Record, TopicState
 from engine.runtime.observe import StartAgain
 from engine.serving.query import open_database
@@ -171,7 +171,7 @@ def test_a_version_of_older_code_is_not_continued_and_the_way_out_is_named(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     version_of(world.fs, SHOP, 1, pa.concat_tables(world.pieces[:3]), world.end(3))
-    monkeypatch.setattr(declarations, "MEASURES_VERSION", declarations.MEASURES_VERSION + 1)
+    monkeypatch.setattr("engine.domain.view.MEASURES_VERSION", MEASURES_VERSION + 1)
     followed = versions.definition_followed(world.fs, SHOP)
     with pytest.raises(StartAgain, match=r"code_changed domain shop: version 1 .* run batch_layer.py --domain shop"):
         SpeedLog.open(world.fs, followed, world.kafka)

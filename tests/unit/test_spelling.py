@@ -22,9 +22,9 @@ from engine.domain import Domain, Stream, View, count, distinct, max_of, min_of
 from engine.fold import measures, spark_fold
 from engine.fold.decode import decode_rows
 from engine.produce.validate import EventRefused, checker
-from engine.verify import recompute
-from engine.verify.recompute import question_of, view_rows
-from engine.verify.recount import load, open_database, typed_table
+from engine.verify import answers
+from engine.verify.answers import question_of, view_rows
+from engine.verify.rows import load, open_database, typed_table
 from tests.unit.test_decode import raw
 
 TYPES = ("BIGINT", "INT", "TIMESTAMP", "DECIMAL(5,2)", "DECIMAL(28,10)", "DECIMAL(3,3)", "DOUBLE")
@@ -176,10 +176,10 @@ def test_distinct_values_are_spelt_alike_in_every_engine(sql_type: str, spark: S
     recount = open_database()
     load(recount, domain, [(("spelt", "L", "0"), log)], len(log))
     seen: list[list[str]] = []
-    recompute.estimate, before = lambda values: seen.append(sorted(values)) or len(values), recompute.estimate
+    answers.estimate, before = lambda values: seen.append(sorted(values)) or len(values), answers.estimate
     try:
         view_rows(recount, domain, view, question_of(view, []), {"coverage": {"spelt": {"L": {"0": 9}}}})
     finally:
-        recompute.estimate = before
+        answers.estimate = before
     together = measures._hll_merge([rows[0][0], bytes(sketched[0][0]), measures._hll_of(seen[0])])
     assert measures._hll_estimate(together) == len(seen[0]) == len(SPELT[sql_type])

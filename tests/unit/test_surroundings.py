@@ -112,7 +112,7 @@ PROXIES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy"
 CLIENTS = {
     "probes": "from stack import probes; probes._json({port}, '/json/')",
     "demo": "from stack import demo; demo.get('{url}/v1/ledger')",
-    "verify": "from engine.verify.__main__ import get_json; get_json('{url}/v1/ledger')",
+    "verify": "from engine.verify.ask import get_json; get_json('{url}/v1/ledger')",
     "export": "from engine.export import extract; extract._page('{url}/v1/views')",
     "movies": "from domains import movies; movies._open_url('{url}/title.basics.tsv.gz')",
     "notebook": "import json, os\nfrom urllib.parse import urlencode\n{notebook}\nask('ledger')",

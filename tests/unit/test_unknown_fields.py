@@ -16,8 +16,8 @@ from engine.batch import build
 from engine.domain import FURTHER_FIELDS, OTHER_FIELDS, UNKNOWN_FIELDS, Domain, Stream, View, count
 from engine.fold.decode import decode_rows
 from engine.storage import versions
-from engine.verify.recompute import unknown_fields
-from engine.verify.recount import load, open_database, shortest
+from engine.verify.answers import unknown_fields
+from engine.verify.rows import load, open_database, shortest
 from tests.unit.test_decode import raw
 
 STREAM = Stream("open", {"id": "STRING"}, key="id", unique=("id",))

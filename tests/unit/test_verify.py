@@ -19,12 +19,12 @@ import pytest
 from domains.learning import LEARNING
 from engine import verify
 from engine.domain import Domain, Stream, View, avg, count, distinct, max_of, quantile
-from engine.domain.declarations import MEASURE_KINDS
 from engine.serving import proof
 from engine.serving.parameters import view_query
-from engine.verify.__main__ import furthest, json_text, main, recorded
+from engine.verify.__main__ import main
+from engine.verify.answers import BadQuestion, Distinct, moment, question_of, view_rows
+from engine.verify.ask import recorded
 from engine.verify.compare import (
-    TESTS,
     Answer,
     compare_rows,
     completeness_differences,
@@ -34,14 +34,15 @@ from engine.verify.compare import (
     same,
     view_differences,
 )
+from engine.verify.judge import furthest
+from engine.verify.prove import json_text
 from engine.verify.rawlog import Account, RawLog, Segment, visible
-from engine.verify.recompute import BadQuestion, Distinct, moment, question_of, view_rows
-from engine.verify.recount import load, open_database
+from engine.verify.rows import load, open_database
 from tests.unit.localfs import LocalFs
 from tests.unit.test_reports import ingest
 
 ENGINE = Path(verify.__file__).parent
-OURS = {"__main__", "compare", "rawlog", "recompute", "recount"}
+OURS = {"__main__", "ask", "compare", "judge", "prove", "rawlog", "answers", "rows"}
 ALLOWED = {"engine.domain", "engine.runtime.settings", "domains", *(f"engine.verify.{name}" for name in OURS)}
 OUTSIDE = {"duckdb", "pyarrow", "hdfs_native", "kafka", "numpy", "datasketches"}
 
@@ -241,7 +242,7 @@ def _proven(con: duckdb.DuckDBPyConnection, row: dict[str, Any], monkeypatch: py
     request = proof.request(TILL, view_query(SHOPS, ()), AS_OF["coverage"], [row])
     answer = io.StringIO()
     with monkeypatch.context() as patched:
-        patched.setattr("engine.verify.__main__.read_log", lambda *_, **__: (_ReadLog(), con))
+        patched.setattr("engine.verify.prove.read_log", lambda *_, **__: (_ReadLog(), con))
         patched.setattr("sys.stdin", io.StringIO(request.decode()))
         patched.setattr("sys.stdout", answer)
         assert main(["--proof"]) == 0
@@ -311,20 +312,6 @@ def test_a_proof_names_the_group_and_shows_both_sides(
         {"key": [None], "column": None, "served": exact(other), "recomputed": None},
         {"key": ["north"], "column": None, "served": None, "recomputed": exact({**row, "payers": 100})},
     ]
-
-
-def test_every_kind_of_measure_says_when_two_of_it_are_the_same() -> None:
-    assert {*MEASURE_KINDS, "show"} == set(TESTS)
-
-
-@DOORS
-def test_a_kind_of_measure_that_nobody_knows_is_an_error_and_not_compared_somehow(
-    door: Any, till: duckdb.DuckDBPyConnection, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    row = _counted(till)
-    monkeypatch.delitem(TESTS, "quantiles")  # type: ignore[arg-type]
-    with pytest.raises(NotImplementedError, match=r"'quantiles' such as 'half'.*engine/verify/compare\.py:TESTS"):
-        door(till, row, monkeypatch)
 
 
 # Completeness ------------------------------------------------------------------------------------------------------

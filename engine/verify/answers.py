@@ -19,7 +19,7 @@ import pyarrow as pa
 from datasketches import hll_sketch, hll_union, tgt_hll_type
 
 from engine.domain import GRAINS, Domain, Measure, Report, Stream, View, decimal_of
-from engine.verify.recount import shortest, table_of
+from engine.verify.rows import shortest, table_of
 
 Position = Mapping[str, Mapping[str, Mapping[str, int]]]
 Row = dict[str, Any]
@@ -338,7 +338,7 @@ def _measured(view: View, measure: Measure) -> str:
         case "quantiles":
             return f"coalesce(list(CAST({value} AS VARCHAR)){only}, [])"
     raise NotImplementedError(
-        f"view '{view.name}': the recount has no '{measure.kind}'; write it in engine/verify/recompute.py"
+        f"view '{view.name}': the recount has no '{measure.kind}'; write it in engine/verify/answers.py"
     )
 
 
