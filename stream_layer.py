@@ -88,7 +88,8 @@ class Speed:
     def judge(self, rows: DataFrame) -> dict[str, pa.Table]:
         """Read, decode and judge in the tasks; return topic → its rows, in the driver."""
         text = "try_validate_utf8(CAST(value AS STRING))"
-        raw = rows.selectExpr(
+        # A task per core, not one per partition of Kafka: a small micro-batch would wait for its tasks alone.
+        raw = rows.coalesce(self.spark.sparkContext.defaultParallelism).selectExpr(
             "topic",
             "CAST(partition AS STRING) AS partition",
             "offset",
