@@ -417,9 +417,11 @@ class SpeedLog:
             )
         if typed is None:
             return
-        if typed.damage:
+        # Without its first segment it would seem to begin later, and know no keys from before.
+        begins_above = f"it begins at offset {typed.origin}, the raw log at {origin}" if typed.origin > origin else ""
+        if reason := typed.damage or begins_above:
             raise StartAgain(
-                f"typed events have to be made again, run batch_layer.py: topic '{topic}' log {lg} partition {p}: {typed.damage}"
+                f"typed events have to be made again, run batch_layer.py: topic '{topic}' log {lg} partition {p}: {reason}"
             )
         for segment in typed.segments_between(offset - window, offset):
             try:

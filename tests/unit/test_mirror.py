@@ -20,7 +20,7 @@ from engine.ingest.mirror import Mirror
 from engine.runtime.observe import StartAgain
 from engine.speed import chain_log
 from engine.speed.chain_log import NewChain, SpeedLog
-from engine.storage import chains, versions
+from engine.storage import chains, log, versions
 from engine.storage.chains import HOLE
 from engine.storage.checkpoints import Reading
 from engine.storage.commit import StartsAbove, commit_origin
@@ -715,3 +715,21 @@ def test_a_chain_that_counted_further_than_every_version_is_not_pruned(
         world.fs.create(f"{versions.folder(SHOP.name, made.version)}/manifest.json", made.to_json())
     build.prune(world.fs, SHOP, 1)  # type: ignore[arg-type]
     assert [chain.number for chain in chains.chains(world.fs, SHOP.name)] == kept
+
+
+def test_a_typed_log_without_its_first_segment_lends_no_keys(world: World) -> None:
+    """A copy of what it held would count as an event."""
+    world.kafka.append(TOPIC, 0, 6)
+    world.mirror_all(world.ingest())
+    rows = pa.table(
+        {"offset": pa.array([3, 4, 5], pa.int64()), "ukey": ["a", "b", "c"], "problem": pa.nulls(3, pa.string())}
+    )
+    world.fs.create(log.segment_path(log.typed_root(SHOP.stream(TOPIC)), TOPIC, "id1", "0", 3), parquet(rows))
+    version = replace(
+        versions.version_zero(SHOP.name, SHOP.definition_hash, {}),
+        version=1,
+        horizon={TOPIC: {"id1": {"0": 6, "1": 0}}},
+    )
+    world.fs.create(f"{versions.folder(SHOP.name, 1)}/manifest.json", version.to_json())
+    with pytest.raises(StartAgain, match=r"made again, .*begins at offset 3, the raw log at 0"):
+        world.stream()
