@@ -30,7 +30,7 @@ SHARES = ("--duplicates", "0.03", "--late", "0.02", "--broken", "0.01", "--futur
 PATIENCE = 900
 SCRIPTS = {"ingest": "ingest_layer.py", "stream": "stream_layer.py", "serving": "serving_layer.py"}
 # A micro-batch costs the same for few rows as for many: with shorter pauses two cores do nothing else.
-PAUSES = {"TRIGGER_INTERVAL": "8s", "STREAM_TRIGGER_INTERVAL": "8s"}
+PAUSES = {"TRIGGER_INTERVAL": "8s", "STREAM_TRIGGER_INTERVAL": "3s"}
 COPIED = (
     "*.py",
     "engine/**/*.py",

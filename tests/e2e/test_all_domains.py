@@ -36,7 +36,7 @@ QUERIES = (
 # A rollback is served, and noticed by the stream, in seconds: nothing is computed anew. The rest is for a slow machine.
 CHANGE_SECONDS = 120
 # Five queries a layer, each with the price of a micro-batch.
-PAUSES = {"TRIGGER_INTERVAL": "15s", "STREAM_TRIGGER_INTERVAL": "15s"}
+PAUSES = {"TRIGGER_INTERVAL": "15s", "STREAM_TRIGGER_INTERVAL": "5s"}
 
 
 class All(Pipeline):
